@@ -1,0 +1,359 @@
+"""IFMR: the scale of an activation by a search over clipping bounds."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from workbench.engine.algorithms.range_histogram import RangeHistogram
+from workbench.engine.algorithms.top_values import TopValues, row_extremes
+from workbench.engine.errors import WrongState, WrongType
+from workbench.engine.numerics.integer import FLT_EPSILON, SMALLEST_NORMAL, guard_activation
+
+logger = logging.getLogger("workbench.engine.algorithms")
+
+_SMALL = 1 << 14
+_CHUNK = 1 << 16
+_STAGE = 1 << 16
+_MERGED = 1 << 22
+_MOST_TRACKED = 4096
+_COARSEST_STEP = 8
+
+Floats32 = npt.NDArray[np.float32]
+Floats64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ActivationScale:
+    """``scale`` is a float32 value; ``offset`` is added after scaling (the code of real 0)."""
+
+    scale: float
+    offset: int
+
+
+class IFMRObserver:
+    """Watches the batches of one layer's input, then finds the scale with the smallest error.
+
+    The objective is that of chapter 10 section 9.1 over all values of all batches. Up to
+    ``byte_budget`` bytes of values are kept and the best candidate is decided on them exactly. Data
+    beyond that goes into a histogram of 2^15 to 2^16 bins, whose losses are exact to about 1e-5;
+    16-bit activations, for which such bins are too coarse, keep every second (fourth, ...) value.
+    ``sample_limit``: use at most that many values of each batch, besides its extremes.
+    ``update`` raises ``TypeError`` for integers and ``RuntimeError`` for inf and NaN. D13.
+    """
+
+    def __init__(
+        self,
+        bits: int,
+        asymmetric: bool,
+        max_percentile: float = 0.999999,
+        min_percentile: float = 0.999999,
+        search_range: tuple[float, float] = (0.7, 1.3),
+        search_step: float = 0.01,
+        *,
+        byte_budget: int,
+        sample_limit: int | None = None,
+        compat: bool = False,
+    ) -> None:
+        self.bits = bits
+        self.asymmetric = asymmetric
+        self.byte_budget = byte_budget
+        self.sample_limit = sample_limit
+        self.compat = compat
+        self._percentiles = (max_percentile, min_percentile)
+        self._ratios = candidate_ratios(search_range, search_step)
+        self._kept: list[Tensor] = []
+        self._kept_bytes = 0
+        self._complete = True
+        self._stride = 1
+        self._total = 0
+        self._seen = 0
+        self._extremes: list[Tensor] = []
+        self._histogram = RangeHistogram()
+        self._stage: Tensor | None = None
+        self._staged = 0
+        self._tops = (TopValues(1), TopValues(-1))
+
+    @property
+    def total(self) -> int:
+        """Number of values seen, left out ones included."""
+        return self._seen
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed."""
+        if not x.is_floating_point():
+            raise WrongType(f"an activation of dtype {x.dtype} cannot be quantised to integers")
+        if x.numel() == 0:
+            return
+        values = flat_view(x.detach())
+        extremes = row_extremes(values)
+        low, high = extremes[0].min(), extremes[1].max()
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
+        if self.sample_limit is not None and values.numel() > self.sample_limit:
+            step = _coprime_stride(-(-values.numel() // self.sample_limit), x.shape)
+            values, extremes = values[::step], None
+            self._extremes.append(torch.stack([low, high]).float().cpu())
+        self._seen += x.numel()
+        self._total += values.numel()
+        size = values.numel() * values.element_size()
+        if self._complete and self._kept_bytes + size <= self.byte_budget:
+            self._keep(values)
+        elif self.bits > 8:
+            self._track(values)
+            self._thin_out(values)
+        else:
+            self._count(values, extremes)
+
+    def result(self) -> ActivationScale:
+        """Scale and offset of what was seen; ``RuntimeError`` when nothing was."""
+        if self._total == 0:
+            raise WrongState("no batch was seen", hint="Run at least one batch through the model.")
+        if self._stage is not None and self._staged:
+            self._add_to_histogram(self._stage[: self._staged])
+            self._staged = 0
+        if 0 < sum(kept.numel() for kept in self._kept) <= _MERGED:
+            self._kept = [torch.cat(self._kept)]
+        low, high = self._bounds()
+        candidates = self._candidates(low, high)
+        best = self._best(candidates)
+        scale = float(candidates.scales[best])
+        offset = 0
+        if self.asymmetric:
+            offset = -int(np.rint(np.float32(low) / np.float32(scale))) - (1 << (self.bits - 1))
+        raw = float(candidates.unguarded[best])
+        if raw != scale:
+            return ActivationScale(
+                *guard_activation(
+                    raw, offset, self.bits, asymmetric=self.asymmetric, compat=self.compat
+                )
+            )
+        return ActivationScale(scale, offset)
+
+    def _keep(self, values: Tensor) -> None:
+        self._kept.append(values[:: self._stride].clone())
+        self._kept_bytes += self._kept[-1].numel() * values.element_size()
+
+    def _count(self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None) -> None:
+        """Put values into bins instead of keeping them; small blocks are gathered first."""
+        if self._complete:
+            logger.info("over %d bytes of activations: counted in bins", self.byte_budget)
+            self._complete = False
+            kept, self._kept = self._kept, []
+            while kept:
+                self._count(kept.pop(0))
+        if values.numel() >= _STAGE:
+            self._add_to_histogram(values, extremes)
+            return
+        if self._stage is None:
+            self._stage = torch.empty(_STAGE, device=values.device)
+        if self._staged + values.numel() > _STAGE:
+            self._add_to_histogram(self._stage[: self._staged])
+            self._staged = 0
+        self._stage[self._staged : self._staged + values.numel()].copy_(values)
+        self._staged += values.numel()
+
+    def _add_to_histogram(
+        self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self._histogram.add(values, self._track(values, extremes))
+
+    def _thin_out(self, values: Tensor) -> None:
+        if self._complete:
+            self._complete = False
+            for kept in self._kept:
+                self._track(kept)
+        self._keep(values)
+        while self._kept_bytes > self.byte_budget and sum(k.numel() for k in self._kept) > _SMALL:
+            self._stride *= 2
+            self._kept = [kept[::2].clone() for kept in self._kept]
+            self._kept_bytes = sum(k.numel() * k.element_size() for k in self._kept)
+            logger.info(
+                "over %d bytes of activations: one value in %d is kept",
+                self.byte_budget,
+                self._stride,
+            )
+
+    def _track(
+        self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep the extreme values of a block as far as the percentiles may ask for them."""
+        extremes = extremes or row_extremes(values)
+        for top, percentile, rows in zip(
+            self._tops, self._percentiles, reversed(extremes), strict=True
+        ):
+            # A later, larger total asks for deeper values; blocks are alike, four times is ample.
+            keep = 4 * _rank(percentile, self._total) + 16
+            top.add(values, rows, min(keep, _MOST_TRACKED))
+        return extremes
+
+    def _bounds(self) -> tuple[float, float]:
+        """``min(0, k-th smallest)`` and ``max(0, k-th largest)``."""
+        if self._complete:
+            for kept in self._kept:
+                self._track(kept)
+        ranks = [_rank(percentile, self._total) for percentile in self._percentiles]
+        high, low = (top.kth(k) for top, k in zip(self._tops, ranks, strict=True))
+        if high is None or low is None:
+            if self._complete or self.bits > 8:
+                pool = torch.cat(self._kept).float().cpu().numpy()
+                last = len(pool) - 1
+                first, second = (_rank(p, len(pool)) - 1 for p in self._percentiles)
+                if high is None:
+                    high = float(np.partition(pool, last - first)[last - first])
+                if low is None:
+                    low = float(np.partition(pool, second)[second])
+            else:
+                high = self._histogram.kth_largest(ranks[0]) if high is None else high
+                low = self._histogram.kth_smallest(ranks[1]) if low is None else low
+        if self._extremes:
+            # A sample may miss the one value that bounds the range.
+            extremes = torch.cat(self._extremes)
+            if _rank(self._percentiles[0], self._seen) == 1:
+                high = max(high, float(extremes.max()))
+            if _rank(self._percentiles[1], self._seen) == 1:
+                low = min(low, float(extremes.min()))
+        return min(0.0, low), max(0.0, high)
+
+    def _candidates(self, low: float, high: float) -> _Candidates:
+        vmin, vmax = np.float32(low), np.float32(high)
+        if self.asymmetric:
+            tops = self._ratios * vmax
+            scales = (tops - vmin) / np.float32(2**self.bits - 1)
+            lows = np.full_like(tops, vmin)
+        else:
+            negative = abs(vmax) < abs(vmin)
+            tops = self._ratios * np.maximum(abs(vmax), abs(vmin))
+            scales = tops / np.float32(2 ** (self.bits - 1) - (0 if negative else 1))
+            lows = -tops
+        limit = FLT_EPSILON if self.compat else SMALLEST_NORMAL
+        guarded = np.where(scales < np.float32(limit), np.float32(1), scales)
+        return _Candidates(scales, guarded, lows, tops)
+
+    def _best(self, candidates: _Candidates) -> int:
+        """Index of the first candidate with the smallest loss."""
+        if len(np.unique(candidates.scales)) == 1:
+            return 0
+        if self._complete and self._total > _SMALL:
+            for kept in self._kept:
+                self._histogram.add(kept)
+        elif self._complete or self.bits > 8:
+            return int(np.argmin(self._exact(candidates)))
+        if self.bits <= 8 and candidates.scales.min() < _COARSEST_STEP * self._histogram.width:
+            logger.warning(
+                "the bins are coarse for this activation (outliers far beyond the percentile)"
+            )
+        losses = self._histogram.losses(
+            candidates.scales.astype(np.float64),
+            candidates.lows.astype(np.float64),
+            candidates.highs.astype(np.float64),
+        )
+        losses += self._extremes_loss(candidates)
+        # Candidates that differ by rounding noise only are a tie, which the first one wins.
+        width, reach = self._histogram.width, float(candidates.highs.max())
+        noise = self._total * width * (1e-6 * width + 2.0**-23 * reach)
+        if not self._complete:
+            return int(np.argmax(losses <= losses.min() + noise))
+        near = np.flatnonzero(losses <= losses.min() * (1 + self._tolerance()) + noise)
+        if len(near) == 1:
+            return int(near[0])
+        return int(near[np.argmin(self._exact(candidates.take(near)))])
+
+    def _exact(self, candidates: _Candidates) -> Floats64:
+        return exact_losses(self._kept, candidates) + self._extremes_loss(candidates)
+
+    def _extremes_loss(self, candidates: _Candidates) -> Floats64:
+        """What the extremes of sampled batches add, weighted as single values."""
+        if not self._extremes:
+            return np.zeros(len(candidates.scales))
+        return exact_losses(self._extremes, candidates) * (self._total / self._seen)
+
+    def _tolerance(self) -> float:
+        """How far, relatively, a loss from bins may be from the exact one.
+
+        With w bins a step, data spread over its bins is off by about 1/w^2; data on few
+        levels (images, integers) by up to 6/w. At 16 bits the bins are wider than a step, and all
+        that is known is the mean rounding error of spread data.
+        """
+        spread = self._histogram.occupancy() > 0.2
+        if self.bits > 8:
+            return 0.2 if spread else np.inf
+        return 1e-4 if spread else 0.03
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Scales before and after the guard, and the clipping window of each."""
+
+    unguarded: Floats32
+    scales: Floats32
+    lows: Floats32
+    highs: Floats32
+
+    def take(self, index: npt.NDArray[np.intp]) -> _Candidates:
+        return _Candidates(
+            self.unguarded[index], self.scales[index], self.lows[index], self.highs[index]
+        )
+
+
+def candidate_ratios(search_range: tuple[float, float], step: float) -> Floats32:
+    """Half-open range of ratios, with the float rounding of the reference: 61 by default."""
+    start, end = search_range
+    ratios: Floats32 = torch.arange(start, end, step, dtype=torch.float32).numpy()
+    return ratios
+
+
+def exact_losses(kept: Sequence[Tensor], candidates: _Candidates) -> Floats64:
+    """Summed squared error of each candidate over all kept values, about 1 ns per value each."""
+    losses = np.zeros(len(candidates.scales))
+    rows = list(
+        zip(
+            candidates.lows.tolist(),
+            candidates.highs.tolist(),
+            candidates.scales.tolist(),
+            strict=True,
+        )
+    )
+    for chunk in _chunks(kept):
+        error = torch.empty_like(chunk)
+        for i, (low, high, scale) in enumerate(rows):
+            torch.clamp(chunk, low, high, out=error)
+            error.div_(scale).round_().mul_(scale).sub_(chunk)
+            losses[i] += float(torch.dot(error, error))
+    return losses
+
+
+def flat_view(x: Tensor) -> Tensor:
+    """The values of ``x`` in memory order: a view for every dense layout, else a copy."""
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda axis: -strides[axis])
+    return x.permute(order).reshape(-1)
+
+
+def _chunks(kept: Sequence[Tensor]) -> Iterator[Tensor]:
+    for values in kept:
+        for start in range(0, values.numel(), _CHUNK):
+            yield values[start : start + _CHUNK].to(torch.float32)
+
+
+def _rank(percentile: float, total: int) -> int:
+    """Which largest value bounds the range: 1 for a percentile of 1."""
+    if 1 - percentile < FLT_EPSILON:
+        return 1
+    return max(1, total - int(percentile * total))
+
+
+def _coprime_stride(least: int, shape: Sequence[int]) -> int:
+    """A stride that visits all positions along every axis alike: one that shares no factor."""
+    product = math.prod(shape)
+    stride = least
+    while math.gcd(stride, product) != 1:
+        stride += 1
+    return stride

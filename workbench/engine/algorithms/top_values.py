@@ -1,0 +1,62 @@
+"""The largest values of a stream, exactly, without sorting it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROW = 1024
+"""Values per row of the two-level search."""
+
+
+def row_extremes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each run of ``ROW`` values, the last run maybe shorter."""
+    whole = values.numel() // ROW * ROW
+    low, high = [], []
+    if whole:
+        rows = values[:whole].view(-1, ROW)
+        low.append(rows.amin(1))
+        high.append(rows.amax(1))
+    if whole < values.numel():
+        tail = values[whole:]
+        low.append(tail.amin().reshape(1))
+        high.append(tail.amax().reshape(1))
+    return torch.cat(low), torch.cat(high)
+
+
+class TopValues:
+    """Keeps the ``keep`` largest of each block; ``sign`` -1 keeps the smallest.
+
+    At least ``keep`` values are as large as the ``keep``-th largest row maximum, so the ``keep``
+    largest values lie in the ``keep`` rows of largest maximum: only those are looked at.
+    """
+
+    def __init__(self, sign: int = 1) -> None:
+        self._sign = sign
+        self._values = torch.empty(0)
+        # Largest value that a block may hold besides the kept ones.
+        self._floor = -torch.inf
+
+    def add(self, values: Tensor, row_maxima: Tensor, keep: int) -> None:
+        """Take in a flat block; ``row_maxima`` are its row extremes (minima for ``sign`` -1)."""
+        maxima = row_maxima * self._sign
+        if maxima.numel() <= keep:
+            candidates = values
+        else:
+            rows = maxima.topk(keep, sorted=False).indices
+            tail = maxima.numel() - 1 if values.numel() % ROW else -1
+            whole = values[: values.numel() // ROW * ROW].view(-1, ROW)
+            candidates = whole[rows[rows != tail]].reshape(-1)
+            if tail >= 0 and bool((rows == tail).any()):
+                candidates = torch.cat([candidates, values[tail * ROW :]])
+        kept = (candidates * self._sign).topk(min(keep, candidates.numel())).values
+        if kept.numel() < values.numel():
+            self._floor = max(self._floor, float(kept[-1]))
+        self._values = torch.cat([self._values, kept.cpu()])
+
+    def kth(self, k: int) -> float | None:
+        """The ``k``-th largest value (smallest for ``sign`` -1), or None when it was not kept."""
+        if k > self._values.numel():
+            return None
+        value = float(self._values.topk(k).values[-1])
+        return value * self._sign if value >= self._floor else None

@@ -1,0 +1,47 @@
+"""The engine's exceptions: each derives from what the specification lets a user catch."""
+
+from __future__ import annotations
+
+
+class WorkbenchError(Exception):
+    """Base of every error the engine raises on purpose.
+
+    ``where`` says which file, field or layer is meant; ``hint`` says what to do next.
+    """
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        self.message = message
+        self.where = where
+        self.hint = hint
+        text = f"{where}: {message}" if where else message
+        if hint and text[-1:] not in ".!?":
+            text += "."
+        super().__init__(f"{text} {hint}" if hint else text)
+
+
+class WrongType(WorkbenchError, TypeError):
+    """An argument or a field has the wrong type."""
+
+
+class WrongValue(WorkbenchError, ValueError):
+    """An argument or a field has a value outside what is allowed."""
+
+
+class WrongState(WorkbenchError, RuntimeError):
+    """A call came out of order, or a file is incomplete for it."""
+
+
+class MissingFile(WorkbenchError, FileNotFoundError):
+    """A file that a call needs is not there."""
+
+
+class NotWritable(WorkbenchError, PermissionError):
+    """A result file cannot be written where the caller wants it."""
+
+
+class CaptureError(WorkbenchError, RuntimeError):
+    """The model could not be captured as a graph; the message names the operator."""
+
+
+class Cancelled(WorkbenchError):
+    """The caller's ``CancelToken`` was set; nothing half-written is left."""

@@ -1,0 +1,321 @@
+"""Types, ranges and mixtures of the JSON configuration's keys."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from workbench.engine.files.layer_rules import (
+    FUSIBLE_TYPES,
+    LayerFacts,
+    int16_obstacle,
+    rules_for,
+    weight_bits_obstacle,
+)
+from workbench.engine.files.problems import Problem
+
+Kind = str  # "int", "bool", "float", "str", "pair" or "names"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A key: its JSON type, the values allowed in words, and the test for them."""
+
+    kind: Kind
+    allowed: str
+    fits: Callable[[Any], bool] = lambda _value: True
+
+
+def _one_of(kind: Kind, *values: Any) -> Field:
+    return Field(kind, ", ".join(str(v) for v in values), lambda value: value in values)
+
+
+GLOBAL_KEYS: dict[str, Field] = {
+    "version": _one_of("int", 1),
+    "batch_num": Field("int", "a whole number above 0", lambda v: v > 0),
+    "activation_offset": Field("bool", "true, false"),
+    "do_fusion": Field("bool", "true, false"),
+    "fakequant_precision_mode": _one_of("str", "DEFAULT", "FORCE_FP16_QUANT"),
+    "skip_fusion_layers": Field("names", "a list of names of Conv1d, Conv2d or Conv3d modules"),
+}
+
+_PERCENTILE = Field("float", "a number in (0.5, 1]", lambda v: 0.5 < v <= 1)
+_OPEN_UNIT = Field("float", "a number in (0, 1)", lambda v: 0 < v < 1)
+
+ACTIVATION_KEYS: dict[str, Field] = {
+    "num_bits": _one_of("int", 4, 8, 16),
+    "max_percentile": _PERCENTILE,
+    "min_percentile": _PERCENTILE,
+    "search_range": Field("pair", "[start, end] with 0 < start < end", lambda v: 0 < v[0] < v[1]),
+    "search_step": Field("float", "a number in (0, end - start] of search_range", lambda v: v > 0),
+    "act_algo": _one_of("str", "ifmr", "hfmg"),
+    "asymmetric": Field("bool", "true, false"),
+    "num_of_bins": _one_of("int", 1024, 2048, 4096, 8192),
+}
+IFMR_ONLY = ("max_percentile", "min_percentile", "search_range", "search_step")
+
+WEIGHT_KEYS: dict[str, Field] = {
+    "num_bits": _one_of("int", 4, 6, 7, 8),
+    "reg_param": _OPEN_UNIT,
+    "warm_start": _OPEN_UNIT,
+    "num_iteration": Field("int", "a whole number, 0 or more", lambda v: v >= 0),
+    "beta_range": Field("pair", "[start, end] with start > end > 0", lambda v: v[0] > v[1] > 0),
+    "channel_wise": Field("bool", "true, false"),
+    "wts_algo": _one_of("str", "arq_quantize", "ada_quantize"),
+}
+ADA_ONLY = ("reg_param", "warm_start", "num_iteration", "beta_range")
+
+_DMQ = Field("float", "a number with a decimal point in [0.2, 0.8]", lambda v: 0.2 <= v <= 0.8)
+
+
+@dataclass(frozen=True)
+class _LayerFields:
+    activation: str = "activation_quant_params"
+    weight: str = "weight_quant_params"
+
+
+LAYER_FIELDS = _LayerFields()
+_LAYER_KEYS = ("quant_enable", "dmq_balancer_param", LAYER_FIELDS.activation, LAYER_FIELDS.weight)
+
+_KIND_WORDS = {
+    "int": "a whole number",
+    "bool": "true or false",
+    "float": "a number",
+    "str": "a string",
+    "pair": "a list of two numbers",
+    "names": "a list of strings",
+}
+
+
+def default_asymmetric(layer: LayerFacts, activation_offset: bool) -> bool:
+    return activation_offset and rules_for(layer).asymmetric
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has_kind(value: Any, kind: Kind) -> bool:
+    if kind == "int":
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind == "bool":
+        return isinstance(value, bool)
+    if kind == "float":
+        return _is_number(value)
+    if kind == "str":
+        return isinstance(value, str)
+    if kind == "pair":
+        return isinstance(value, list) and all(_is_number(item) for item in value)
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+class Reader:
+    """Checks the parsed JSON piece by piece and collects every problem on the way."""
+
+    def __init__(self, layers: Mapping[str, LayerFacts] | None) -> None:
+        self.layers = layers
+        self.problems: list[Problem] = []
+
+    def read_globals(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The valid global keys, as arguments of ``QuantConfig``."""
+        result = {}
+        for key, value in data.items():
+            checked = self._check("", key, value, GLOBAL_KEYS[key])
+            if checked is not None:
+                result[key] = checked
+        self._check_fusion_names(result.get("skip_fusion_layers", ()))
+        return result
+
+    def read_layer(self, name: str, value: Any) -> dict[str, Any] | None:
+        """The checked keys of one layer, or None when the entry as a whole is not usable."""
+        layer = self._find(name)
+        if self.layers is not None and layer is None:
+            return None
+        if not isinstance(value, dict):
+            words = (
+                "an object" if layer else f"an object, or a global key: {', '.join(GLOBAL_KEYS)}"
+            )
+            self._add(name, "the entry", value, words, is_type=True)
+            return None
+        self._unknown_keys(name, "", value, _LAYER_KEYS)
+        enabled = False
+        if "quant_enable" in value:
+            checked = self._check(name, "quant_enable", value["quant_enable"], _SWITCH)
+            enabled = bool(checked)
+        return {
+            "quant_enable": enabled,
+            "dmq_balancer_param": self._read_dmq(name, layer, value),
+            LAYER_FIELDS.activation: self._read_activation(name, layer, enabled, value),
+            LAYER_FIELDS.weight: self._read_weight(name, layer, value),
+        }
+
+    @staticmethod
+    def names(name: str, known: Collection[str]) -> str:
+        """What a wrong name could have been."""
+        close = difflib.get_close_matches(name, list(known), n=3)
+        return (
+            f"names of quantisable layers, such as {', '.join(close)}"
+            if close
+            else ("names of quantisable layers of the model")
+        )
+
+    def _find(self, name: str) -> LayerFacts | None:
+        if self.layers is None:
+            return None
+        layer = self.layers.get(name)
+        if layer is None:
+            eligible = [n for n, facts in self.layers.items() if facts.eligible]
+            self.problems.append(Problem(name, "the name", repr(name), self.names(name, eligible)))
+        elif not layer.eligible:
+            self.problems.append(
+                Problem(name, "the layer", "not quantisable", f"layers that are; {layer.reason}")
+            )
+        return layer
+
+    def _read_dmq(
+        self, name: str, layer: LayerFacts | None, value: Mapping[str, Any]
+    ) -> float | None:
+        key = "dmq_balancer_param"
+        if key not in value:
+            return None
+        if isinstance(value[key], int) and not isinstance(value[key], bool):
+            self._add(name, key, value[key], _DMQ.allowed, is_type=True)
+            return None
+        if layer is not None and layer.eligible and not rules_for(layer).dmq:
+            self._add(name, key, value[key], f"nothing; {layer.type} has no channels to balance")
+        checked: float | None = self._check(name, key, value[key], _DMQ)
+        return checked
+
+    def _read_activation(
+        self, name: str, layer: LayerFacts | None, enabled: bool, value: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        section = LAYER_FIELDS.activation
+        result = self._read_section(name, section, value.get(section, {}), ACTIVATION_KEYS)
+        self._check_mixture(
+            name,
+            [key for key in IFMR_ONLY if key in result],
+            uses_other=result.get("act_algo") == "hfmg" or "num_of_bins" in result,
+            allowed="without num_of_bins and act_algo hfmg",
+        )
+        if "num_of_bins" in result:
+            if result.get("act_algo") == "ifmr":
+                self._add(name, "num_of_bins", result["num_of_bins"], "only with act_algo hfmg")
+            result["act_algo"] = "hfmg"
+        self._check_step(name, result)
+        if layer is not None:
+            if result.get("num_bits") == 16 and (obstacle := int16_obstacle(layer)):
+                self._add(name, f"{section}.num_bits", 16, obstacle)
+            if enabled and result.get("asymmetric") and not rules_for(layer).asymmetric:
+                self._add(name, f"{section}.asymmetric", True, f"false for {layer.type}")
+        return result
+
+    def _read_weight(
+        self, name: str, layer: LayerFacts | None, value: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        section = LAYER_FIELDS.weight
+        if section not in value:
+            return None
+        result = self._read_section(name, section, value[section], WEIGHT_KEYS)
+        algorithm = result.get("wts_algo", "arq_quantize")
+        self._check_mixture(
+            name,
+            [key for key in ADA_ONLY if key in result],
+            uses_other=algorithm == "arq_quantize",
+            allowed="only with wts_algo ada_quantize",
+        )
+        if layer is not None:
+            rules = rules_for(layer)
+            if result.get("channel_wise") and not rules.channel_wise:
+                self._add(name, f"{section}.channel_wise", True, f"false for {layer.type}")
+            if algorithm == "ada_quantize" and not rules.ada:
+                self._add(name, f"{section}.wts_algo", algorithm, f"arq_quantize for {layer.type}")
+            bits = result.get("num_bits", 8)
+            if obstacle := weight_bits_obstacle(layer, bits):
+                self._add(name, f"{section}.num_bits", bits, obstacle)
+        return result
+
+    def _read_section(
+        self, name: str, section: str, value: Any, fields: Mapping[str, Field]
+    ) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._add(name, section, value, "an object", is_type=True)
+            return {}
+        self._unknown_keys(name, f"{section}.", value, tuple(fields))
+        result = {}
+        for key, item in value.items():
+            if key in fields:
+                checked = self._check(name, f"{section}.{key}", item, fields[key])
+                if checked is not None:
+                    result[key] = checked
+        return result
+
+    def _check_mixture(
+        self, name: str, keys: Sequence[str], *, uses_other: bool, allowed: str
+    ) -> None:
+        if uses_other:
+            for key in keys:
+                self.problems.append(Problem(name, key, "given", allowed))
+
+    def _check_step(self, name: str, activation: Mapping[str, Any]) -> None:
+        start, end = activation.get("search_range", (0.7, 1.3))
+        step = activation.get("search_step", 0.01)
+        # Decimal, because 0.6 > 1.3 - 0.7 in binary.
+        span = Decimal(str(end)) - Decimal(str(start))
+        if Decimal(str(step)) > span:
+            self._add(name, "search_step", step, f"a number in (0, {span}], search_range's length")
+
+    def _check_fusion_names(self, names: Sequence[str]) -> None:
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                self._add("", "skip_fusion_layers", f"{name} twice", "each name once")
+            if self.layers is not None:
+                layer = self.layers.get(name)
+                if layer is None or layer.type not in FUSIBLE_TYPES:
+                    self._add(
+                        "",
+                        "skip_fusion_layers",
+                        name,
+                        f"names of {', '.join(FUSIBLE_TYPES)} modules of the model",
+                    )
+
+    def _unknown_keys(
+        self, name: str, prefix: str, value: Mapping[str, Any], known: Sequence[str]
+    ) -> None:
+        self.problems += [
+            Problem(name, f"{prefix}{key}", "an unknown key", ", ".join(known))
+            for key in value
+            if key not in known
+        ]
+
+    def _check(self, name: str, key: str, value: Any, spec: Field) -> Any:
+        """The value in our own type, or None after noting what is wrong with it."""
+        if not _has_kind(value, spec.kind):
+            words = _KIND_WORDS[spec.kind]
+            allowed = spec.allowed if spec.kind == "bool" else f"{words} ({spec.allowed})"
+            self._add(name, key, value, allowed, is_type=True)
+            return None
+        numbers = {"float": [value], "pair": value}.get(spec.kind, [])
+        if (
+            (spec.kind == "pair" and len(value) != 2)
+            or not all(abs(number) <= sys.float_info.max for number in numbers)
+            or not spec.fits(value)
+        ):
+            self._add(name, key, value, spec.allowed)
+            return None
+        if spec.kind == "float":
+            return float(value)
+        if spec.kind == "pair":
+            return (float(value[0]), float(value[1]))
+        return tuple(value) if spec.kind == "names" else value
+
+    def _add(self, name: str, key: str, value: Any, allowed: str, *, is_type: bool = False) -> None:
+        text = repr(value)
+        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        self.problems.append(Problem(name, key, shown, allowed, is_type))
+
+
+_SWITCH = Field("bool", "true, false")
