@@ -1,0 +1,25 @@
+"""The compression engine: headless, silent, the same calls for every front end.
+
+The public names stand flat: ``from workbench.engine import create_quant_config, quantize_model``.
+"""
+
+from workbench.engine.errors import Cancelled, WorkbenchError
+from workbench.engine.events import CancelToken, Event
+from workbench.engine.export.save import save_model
+from workbench.engine.export.verify import verify_export
+from workbench.engine.flows.ptq import create_quant_config, quantize_model
+from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
+from workbench.engine.search.flow import accuracy_based_auto_calibration
+
+__all__ = [
+    "AutoCalibrationEvaluatorBase",
+    "CancelToken",
+    "Cancelled",
+    "Event",
+    "WorkbenchError",
+    "accuracy_based_auto_calibration",
+    "create_quant_config",
+    "quantize_model",
+    "save_model",
+    "verify_export",
+]

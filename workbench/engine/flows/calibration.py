@@ -1,0 +1,347 @@
+"""Calibration: quantise the weights, watch the activations of a few batches, find every scale.
+
+Source: specification chapter 10 sections 8 to 11, D4, D13, D15, D16.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.engine.algorithms.arq import (
+    arq_scale,
+    fake_quantize_weight,
+    from_channel_first,
+    to_channel_first,
+)
+from workbench.engine.algorithms.ifmr import ActivationScale, IFMRObserver
+from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
+from workbench.engine.files.config import LayerConfig, QuantConfig, require_enabled
+from workbench.engine.files.record import LayerRecord, Record
+from workbench.engine.files.sidecar import Sidecar
+from workbench.engine.flows.ranges import RangeRecorder, TapWatch
+from workbench.engine.graph.capture import Captured, copy_model
+from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
+from workbench.engine.graph.sources import input_names, input_sources
+from workbench.engine.numerics.half import to_half_precision
+
+log = logging.getLogger("workbench.engine.flows.calibration")
+
+_KEPT_PER_LAYER = 2**18
+
+OnLayerInput = Callable[[str, Tensor], None]
+"""Called with a layer's name and its input, for each batch that counts."""
+
+
+@dataclass
+class _Group:
+    """Layers that read the same tensor with the same settings share one observer."""
+
+    layers: list[str]
+    settings: LayerConfig
+    observer: IFMRObserver | None
+    batches: int = 0
+    result: ActivationScale | None = None
+    seen_by: set[str] = field(default_factory=set)
+
+
+class Calibration:
+    """One calibration job: ``model`` is run on batches, then ``finalize()`` gives the record.
+
+    ``folded`` is the float model with batch norms folded in; ``model`` the same with fake-quantised
+    weights, watched. Neither shares a changed tensor with the user's model. All state lives here,
+    so that two jobs in one process do not disturb each other. ``memory_budget_mb`` bounds what is
+    kept of the activations; ``sample_limit`` is the most values a layer and batch that are looked
+    at (extremes stay exact). ``on_layer_input`` sees each layer's input before the layer runs.
+
+    Errors: ``WrongState`` when nothing is enabled or the calibration is incomplete, ``WrongValue``
+    for an algorithm that this version does not have.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        config: QuantConfig,
+        *,
+        memory_budget_mb: int = 256,
+        sample_limit: int | None = None,
+        seed: int = 0,
+        compat: bool = False,
+        on_layer_input: OnLayerInput | None = None,
+        on_finished: Callable[[Record], None] | None = None,
+        on_event: OnEvent | None = None,
+        cancel: CancelToken | None = None,
+    ) -> None:
+        require_enabled(config)
+        refuse_unavailable(config)
+        self.captured = captured
+        self.config = config
+        self.compat = compat
+        self.seed = seed
+        self._on_layer_input = on_layer_input
+        self._on_finished = on_finished
+        self._on_event = on_event
+        self._cancel = cancel
+
+        self.plan = (
+            plan_folding(captured, config.skip_fusion_layers)
+            if config.do_fusion
+            else FoldPlan((), {})
+        )
+        self.folded = copy_model(captured.module)
+        apply_folding(self.folded, self.plan)
+        self.fake_weights: dict[str, Tensor] = {}
+        self._weight_records = self._calibrate_weights()
+        self._recorder = RangeRecorder()
+        self._input_names = input_names(captured)
+        self._batch = 0
+        self._record: Record | None = None
+        self._groups = self._make_groups(memory_budget_mb, sample_limit)
+        self.model = self._make_model()
+
+    def _calibrate_weights(self) -> dict[str, LayerRecord]:
+        """ARQ on every enabled layer, in ``named_modules()`` order (section 8.1)."""
+        enabled = set(self.config.enabled())
+        names = [name for name, _ in self.folded.named_modules() if name in enabled]
+        records: dict[str, LayerRecord] = {}
+        for done, name in enumerate(names):
+            check(self._cancel)
+            module = self.folded.get_submodule(name)
+            settings = self.config.layers[name].weight
+            if settings is None or not self.captured.layers[name].has_weight:
+                records[name] = LayerRecord(scale_w=(1.0,), offset_w=(0,))
+                continue
+            weight = module.get_parameter("weight").detach()
+            transposed = self.captured.layers[name].type.startswith("ConvTranspose")
+            groups = self.captured.layers[name].groups
+            rows = to_channel_first(weight, transposed, groups)
+            axis = 0 if settings.channel_wise else None
+            scale = arq_scale(rows, settings.num_bits, axis, compat=self.compat)
+            fake = fake_quantize_weight(rows, scale, settings.num_bits, axis)
+            fake = from_channel_first(fake, transposed, groups)
+            self.fake_weights[name] = fake.to(weight.dtype).contiguous()
+            scales = tuple(scale.tolist())
+            records[name] = LayerRecord(
+                scale_w=scales, offset_w=(0,) * len(scales), wts_type=f"INT{settings.num_bits}"
+            )
+            emit(self._on_event, Progress("weights", done + 1, len(names)))
+        if self.config.fakequant_precision_mode != "DEFAULT":
+            mode = self.config.fakequant_precision_mode
+            records = {n: replace(r, fakequant_precision_mode=mode) for n, r in records.items()}
+        return records
+
+    def _make_groups(self, budget_mb: int, sample_limit: int | None) -> dict[str, _Group]:
+        sources = input_sources(self.captured)
+        members: dict[tuple[str, Any], list[str]] = {}
+        for name in self._weight_records:
+            settings = self.config.layers[name]
+            members.setdefault((sources.get(name, name), settings.activation), []).append(name)
+        # Beyond this much a layer is counted in bins, which is faster than keeping its values.
+        share = min(_KEPT_PER_LAYER, budget_mb * 2**20 // max(1, len(members)))
+        groups: dict[str, _Group] = {}
+        for layers in members.values():
+            settings = self.config.layers[layers[0]]
+            observer = self._observer(settings, share, sample_limit)
+            group = _Group(layers, settings, observer)
+            groups.update(dict.fromkeys(layers, group))
+        return groups
+
+    def _observer(
+        self, settings: LayerConfig, budget: int, sample_limit: int | None
+    ) -> IFMRObserver:
+        a = settings.activation
+        asymmetric = self.config.activation_offset if a.asymmetric is None else a.asymmetric
+        return IFMRObserver(
+            a.num_bits,
+            asymmetric,
+            a.max_percentile,
+            a.min_percentile,
+            a.search_range,
+            a.search_step,
+            byte_budget=budget,
+            sample_limit=sample_limit,
+            compat=self.compat,
+        )
+
+    def _make_model(self) -> nn.Module:
+        model = copy_model(self.folded)
+        for name, fake in self.fake_weights.items():
+            model.get_submodule(name).register_parameter(
+                "weight", nn.Parameter(fake, requires_grad=False)
+            )
+        watch = TapWatch(model, self.captured, self._recorder)
+        self._watch = watch
+        for name in self._weight_records:
+            layer = model.get_submodule(name)
+            layer.register_forward_pre_hook(self._before(name), with_kwargs=True)
+            layer.register_forward_hook(self._after(name))
+        forward = model.forward
+
+        def calibrating_forward(*args: Any, **kwargs: Any) -> Any:
+            check(self._cancel)
+            with torch.no_grad():
+                self._see_inputs(args, kwargs)
+                output = watch.run(forward, *args, **kwargs)
+            self._batch_finished()
+            return output
+
+        # An instance attribute instead of a wrapping module: names, attributes and the class that
+        # the user's own code looks at stay as they are (D3).
+        object.__setattr__(model, "forward", calibrating_forward)
+        object.__setattr__(model, "calibration", self)
+        return model
+
+    def _see_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        names = self._input_names
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if isinstance(value, Tensor):
+                self._recorder.see(f"input:{name}", value)
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._groups[name].result is not None:
+                return
+            value = args[0] if args else kwargs.get("input")
+            if not isinstance(value, Tensor):
+                raise WrongState(f"layer {name} was called without a tensor", where="calibration")
+            # The watch for adds must not see the observer's own arithmetic.
+            with torch._C.DisableTorchFunction():
+                self._observe(name, value.detach())
+
+        return before
+
+    def _observe(self, name: str, value: Tensor) -> None:
+        group = self._groups[name]
+        if self._on_layer_input is not None:
+            self._on_layer_input(name, value)
+        group.seen_by.add(name)
+        if name != group.layers[0]:
+            return
+        assert group.observer is not None
+        try:
+            group.observer.update(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise type(error)(f"layer {name}, batch {self._batch + 1}: {error}") from error
+        group.batches += 1
+
+    def _after(self, name: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if self.is_done:
+                return
+            group = self._groups[name]
+            with torch._C.DisableTorchFunction():
+                if isinstance(output, Tensor):
+                    self._recorder.see(name, output)
+                if (
+                    name == group.layers[0]
+                    and group.observer is not None
+                    and group.batches == self.config.batch_num
+                ):
+                    # Found as soon as the last batch is in, so that what was kept of it can go.
+                    group.result = group.observer.result()
+                    group.observer = None
+
+        return after
+
+    def _batch_finished(self) -> None:
+        if self.is_done:
+            return
+        self._batch += 1
+        emit(
+            self._on_event,
+            Progress("calibration", min(self._batch, self.config.batch_num), self.config.batch_num),
+        )
+        if not self.missing() and self._batch >= self.config.batch_num:
+            self._close()
+
+    def missing(self) -> dict[str, int]:
+        """Layers that have seen fewer than ``batch_num`` batches, with the number seen."""
+        return {
+            name: group.batches
+            for name, group in self._groups.items()
+            if group.result is None and group.batches < self.config.batch_num
+        }
+
+    @property
+    def is_done(self) -> bool:
+        return self._record is not None
+
+    def _close(self) -> None:
+        layers: dict[str, LayerRecord] = {}
+        for name, record in self._weight_records.items():
+            group = self._groups[name]
+            if group.result is None:
+                assert group.observer is not None
+                group.result = group.observer.result()
+                group.observer = None
+            scale = group.result.scale
+            if self.config.fakequant_precision_mode == "FORCE_FP16_QUANT":
+                scale = to_half_precision(scale)
+            layers[name] = replace(
+                record,
+                scale_d=scale,
+                offset_d=group.result.offset,
+                act_type=f"INT{group.settings.activation.num_bits}",
+            )
+        self._record = Record(layers=layers)
+        if self._on_finished is not None:
+            self._on_finished(self._record)
+
+    def finalize(self, *, allow_fewer: bool = False) -> Record:
+        """The finished record.
+
+        Errors: ``WrongState`` naming the layers that have not seen all batches; with
+        ``allow_fewer`` those that saw at least one are computed from what they saw.
+        """
+        if self._record is None:
+            missing = self.missing()
+            if not (allow_fewer and all(missing.values())):
+                listed = ", ".join(
+                    f"{name} ({n} of {self.config.batch_num})" for name, n in missing.items()
+                )
+                raise WrongState(
+                    f"calibration is incomplete; batches seen: {listed}",
+                    where="calibration",
+                    hint="run the calibration model on more batches, or lower batch_num.",
+                )
+            notice = f"calibrated from fewer batches than batch_num = {self.config.batch_num}"
+            log.warning(notice)
+            emit(self._on_event, Notice(notice))
+            self._close()
+        assert self._record is not None
+        return self._record
+
+    def initial_record(self) -> Record:
+        """The record before any batch: weight factors only (section 12.3)."""
+        return Record(layers=dict(self._weight_records))
+
+    def sidecar(self) -> Sidecar:
+        """Ranges of layer outputs, adds and inputs seen so far, and the flow's options."""
+        return Sidecar(compat=self.compat, ranges=self._recorder.ranges(self._watch.unreliable))
+
+
+def refuse_unavailable(config: QuantConfig) -> None:
+    """Raise ``WrongValue`` for settings whose algorithm this version does not have."""
+    problems = []
+    for name in config.enabled():
+        layer = config.layers[name]
+        if layer.activation.act_algo != "ifmr":
+            problems.append(f"{name}: act_algo {layer.activation.act_algo!r} (available: 'ifmr')")
+        if layer.weight is not None and layer.weight.wts_algo != "arq_quantize":
+            problems.append(
+                f"{name}: wts_algo {layer.weight.wts_algo!r} (available: 'arq_quantize')"
+            )
+        if layer.dmq_balancer_param is not None:
+            problems.append(f"{name}: dmq_balancer_param (not available)")
+    if problems:
+        raise WrongValue(
+            "not in this version: " + "; ".join(problems),
+            where="config",
+            hint="change these layers or set their quant_enable to false.",
+        )

@@ -1,0 +1,137 @@
+"""Minima and maxima of the tensors that are no layer's input: layer outputs, residual adds, inputs.
+
+A fused int8 file needs them (decision 12). They are seen while the calibration batches run anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from workbench.engine.files.sidecar import TensorRange
+from workbench.engine.graph.capture import Captured
+
+log = logging.getLogger("workbench.engine.flows.ranges")
+
+_OPERATORS: Mapping[Any, str] = {
+    torch.add: "add",
+    torch.Tensor.add: "add",
+    torch.Tensor.add_: "add",
+    torch.Tensor.__add__: "add",
+    torch.Tensor.__radd__: "add",
+    torch.Tensor.__iadd__: "add",
+    torch.cat: "cat",
+    torch.concat: "cat",
+    torch.concatenate: "cat",
+}
+
+
+class RangeRecorder:
+    """Running minimum and maximum by key."""
+
+    def __init__(self) -> None:
+        self._bounds: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def see(self, key: str, value: Tensor) -> None:
+        if value.numel() == 0 or not value.is_floating_point():
+            return
+        low, high = torch.aminmax(value.detach())
+        known = self._bounds.get(key)
+        if known is not None:
+            low, high = torch.minimum(low, known[0]), torch.maximum(high, known[1])
+        self._bounds[key] = (low, high)
+
+    def ranges(self, drop: Collection[str] = ()) -> dict[str, TensorRange]:
+        return {
+            key: TensorRange(float(low), float(high))
+            for key, (low, high) in self._bounds.items()
+            if key not in drop
+        }
+
+
+class TapWatch:
+    """Finds the captured graph's adds and concatenations again in a forward of the module tree.
+
+    The n-th ``add`` of two tensors that code of module ``scope`` executes is number n of that
+    scope. Where a forward executes fewer than were captured, the scope's ranges are dropped.
+    """
+
+    def __init__(self, model: nn.Module, captured: Captured, recorder: RangeRecorder) -> None:
+        self._keys = {(tap.scope, tap.op, tap.ordinal): tap.key for tap in captured.taps}
+        self._expected = {(tap.scope, tap.op): tap.ordinal + 1 for tap in captured.taps}
+        self._recorder = recorder
+        self._stack: list[str] = []
+        self._seen: Counter[tuple[str, str]] = Counter()
+        self.unreliable: set[str] = set()
+        if self._keys:
+            for name, module in model.named_modules():
+                module.register_forward_pre_hook(self._enter(name))
+                module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            self._stack.append(name)
+
+        return enter
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self._keys:
+            return forward(*args, **kwargs)
+        # The root's own hook has run by now: it called this forward.
+        del self._stack[1:]
+        self._seen.clear()
+        with _TapMode(self):
+            output = forward(*args, **kwargs)
+        for place, count in self._expected.items():
+            if self._seen[place] < count:
+                scope, op = place
+                lost = {key for (s, o, _), key in self._keys.items() if (s, o) == place}
+                if not lost <= self.unreliable:
+                    log.warning(
+                        "%s executed %d %s, fewer than captured; their ranges are not used",
+                        scope or "the model",
+                        self._seen[place],
+                        op,
+                    )
+                self.unreliable |= lost
+        return output
+
+    def see(self, op: str, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor) or not self._stack:
+            return
+        if op == "add":
+            left, right = args[0], args[1] if len(args) > 1 else None
+            if not (isinstance(left, Tensor) and isinstance(right, Tensor)):
+                return
+        scope = self._stack[-1]
+        ordinal = self._seen[scope, op]
+        self._seen[scope, op] += 1
+        key = self._keys.get((scope, op, ordinal))
+        if key is not None:
+            self._recorder.see(key, output)
+
+
+class _TapMode(TorchFunctionMode):
+    def __init__(self, watch: TapWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        op = _OPERATORS.get(func)
+        if op is not None:
+            other = (kwargs or {}).get("other")
+            self._watch.see(op, args if other is None else (*args, other), output)
+        return output
