@@ -1,0 +1,1 @@
+"""Measurements behind the targets: ``python -m benchmarks`` prints a table, writes bench.json."""
