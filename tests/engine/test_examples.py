@@ -9,6 +9,7 @@ from workbench import zoo
 from workbench.engine import create_quant_config, quantize_model, save_model, verify_export
 from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import read_record
+from workbench.zoo.unbalance import HARD_LAYERS
 
 SUBSET = 256
 
@@ -78,3 +79,21 @@ def test_the_integer_file_keeps_the_metric(exported):
     qdq = metric(example, outputs(f"{prefix}_qdq_model.onnx", example.data.evaluation))
     # Outputs are quantised as well there, so it may lose more; in decibel for the autoencoder.
     assert qdq >= fake - (0.03 if example.metric == "top1" else 1.0)
+
+
+def test_what_a_rolled_back_layer_reads_stays_float_in_the_integer_file(tmp_path):
+    example = zoo.load("digits-mobilenet-hard")
+    config, modified, record, prefix = (
+        str(tmp_path / n) for n in ("config.json", "modified.onnx", "record.txt", "net")
+    )
+    batch = example.data.calibration
+    create_quant_config(config, example.model, (batch[:2],), skip_layers=list(HARD_LAYERS))
+    quantize_model(config, modified, record, example.model, (batch[:2],))(batch)
+    save_model(modified, record, prefix)
+    fake, qdq = (
+        metric(example, outputs(f"{prefix}_{kind}_model.onnx", example.data.evaluation))
+        for kind in ("fake_quant", "qdq")
+    )
+    float_metric = 0.98166
+    assert fake >= float_metric - 0.005
+    assert qdq >= float_metric - 0.005

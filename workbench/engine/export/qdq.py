@@ -160,7 +160,7 @@ def _quantize_values(
             continue
         if any(use.node in plan.folded for use in value.uses()):
             continue  # the activation behind it carries the pair
-        everyone = plan.from_integers(value)
+        everyone = plan.from_integers(value) and not plan.kept_float(value)
         readers = [
             use for use in value.uses() if everyone or plan.reads_integers(use.node, use.idx)
         ]

@@ -9,7 +9,9 @@ of a quantised layer must be quantised too, with the grid that its reader expect
 * a ReLU or Clip(0, max) behind an integer kernel is dropped: quantisation to a grid that begins at
   0 and ends at or below ``max`` does its work;
 * Add, Concat and pooling compute on integers if all their inputs do and some integer node reads the
-  result; everything else, rolled-back layers first of all, stays float.
+  result; everything else stays float;
+* what a rolled-back layer reads stays float too, at the price of the kernel that makes it: rounding
+  that tensor is what the roll-back avoids.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ KEEPS_VALUES = frozenset(
 JOINS = frozenset({"Add", "Concat", "GlobalAveragePool", "AveragePool"})
 FUSED = frozenset({"Conv", "AveragePool"})
 """Layers that have an integer kernel only when their output is quantised."""
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 LEVELS = 255
 
@@ -120,11 +124,27 @@ class QdqPlan:
         data = node.inputs[0]
         return data is not None and self.from_integers(self._root(data))
 
+    def kept_float(self, value: ir.Value) -> bool:
+        """Whether a layer that is not quantised reads ``value``, also behind an activation."""
+        for use in value.uses():
+            node = use.node
+            if use.idx != 0:
+                continue
+            if node.op_type in _LAYERS and node not in self._layers:
+                if constant_array(node.inputs[1]) is not None:
+                    return True
+            elif node.op_type in KEEPS_VALUES or activation_bounds(node) is not None:
+                if self.kept_float(node.outputs[0]):
+                    return True
+        return False
+
     def needed(self, value: ir.Value) -> bool:
         """Whether some integer node reads ``value``, directly or through one that keeps values."""
         return any(self.reads_integers(use.node, use.idx) for use in value.uses())
 
     def _must(self, value: ir.Value) -> bool:
+        if self.kept_float(value):
+            return False
         node = value.producer()
         if node is not None and node in self.folded and node.inputs[0] is not None:
             return self._must(node.inputs[0])
@@ -181,7 +201,7 @@ class QdqPlan:
 
     def _foldable(self, node: ir.Node) -> bool:
         """All that stands between an integer kernel and this activation is read only once."""
-        if activation_bounds(node) is None:
+        if activation_bounds(node) is None or self.kept_float(node.outputs[0]):
             return False
         value = node.inputs[0]
         while value is not None:
