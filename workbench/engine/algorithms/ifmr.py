@@ -93,7 +93,7 @@ class IFMRObserver:
         if x.numel() == 0:
             return
         values = flat_view(x.detach())
-        extremes = row_extremes(values)
+        extremes: tuple[Tensor, Tensor] | None = row_extremes(values)
         low, high = extremes[0].min(), extremes[1].max()
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")

@@ -130,12 +130,15 @@ class QdqPlan:
             node = use.node
             if use.idx != 0:
                 continue
-            if node.op_type in _LAYERS and node not in self._layers:
-                if constant_array(node.inputs[1]) is not None:
+            if node.op_type in _LAYERS:
+                weight = node.inputs[1]
+                constant = weight is not None and constant_array(weight) is not None
+                if constant and node not in self._layers:
                     return True
-            elif node.op_type in KEEPS_VALUES or activation_bounds(node) is not None:
-                if self.kept_float(node.outputs[0]):
-                    return True
+            elif (
+                node.op_type in KEEPS_VALUES or activation_bounds(node) is not None
+            ) and self.kept_float(node.outputs[0]):
+                return True
         return False
 
     def needed(self, value: ir.Value) -> bool:
