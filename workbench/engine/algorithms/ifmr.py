@@ -93,13 +93,14 @@ class IFMRObserver:
         if x.numel() == 0:
             return
         values = flat_view(x.detach())
-        extremes: tuple[Tensor, Tensor] | None = row_extremes(values)
-        low, high = extremes[0].min(), extremes[1].max()
+        lowest, highest = row_extremes(values)
+        low, high = lowest.min(), highest.max()
+        known: tuple[Tensor, Tensor] | None = (lowest, highest)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
         if self.sample_limit is not None and values.numel() > self.sample_limit:
             step = _coprime_stride(-(-values.numel() // self.sample_limit), x.shape)
-            values, extremes = values[::step], None
+            values, known = values[::step], None
             self._extremes.append(torch.stack([low, high]).float().cpu())
         self._seen += x.numel()
         self._total += values.numel()
@@ -110,7 +111,7 @@ class IFMRObserver:
             self._track(values)
             self._thin_out(values)
         else:
-            self._count(values, extremes)
+            self._count(values, known)
 
     def result(self) -> ActivationScale:
         """Scale and offset of what was seen; ``RuntimeError`` when nothing was."""
