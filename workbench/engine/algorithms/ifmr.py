@@ -21,6 +21,7 @@ logger = logging.getLogger("workbench.engine.algorithms")
 
 _SMALL = 1 << 14
 _CHUNK = 1 << 16
+_RUN = 64
 _STAGE = 1 << 16
 _MERGED = 1 << 22
 _MOST_TRACKED = 4096
@@ -100,7 +101,8 @@ class IFMRObserver:
             raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
         if self.sample_limit is not None and values.numel() > self.sample_limit:
             step = _coprime_stride(-(-values.numel() // self.sample_limit), x.shape)
-            values, known = values[::step], None
+            runs = values[: values.numel() // _RUN * _RUN].view(-1, _RUN)
+            values, known = runs[::step].reshape(-1), None
             self._extremes.append(torch.stack([low, high]).float().cpu())
         self._seen += x.numel()
         self._total += values.numel()
@@ -274,7 +276,10 @@ class IFMRObserver:
         """What the extremes of sampled batches add, weighted as single values."""
         if not self._extremes:
             return np.zeros(len(candidates.scales))
-        return exact_losses(self._extremes, candidates) * (self._total / self._seen)
+        x = torch.cat(self._extremes).numpy()[:, None].astype(np.float64)
+        clipped = np.clip(x, candidates.lows, candidates.highs)
+        error = np.rint(clipped / candidates.scales) * candidates.scales - x
+        return np.asarray((error**2).sum(axis=0) * (self._total / self._seen))
 
     def _tolerance(self) -> float:
         """How far, relatively, a loss from bins may be from the exact one.

@@ -76,37 +76,51 @@ class RangeHistogram:
         Inside a bin the density is taken as uniform. Between two rounding borders the error is
         a quadratic of the level, so prefix sums of count and of value are all that is needed.
         """
-        counts = self.counts.double().cpu().numpy()
-        left = (np.arange(len(counts)) + self.base) * self.width
-        centre = left + self.width / 2
-        below = np.concatenate([[0.0], np.cumsum(counts)])
-        below_sum = np.concatenate([[0.0], np.cumsum(counts * centre)])
-        square = float(counts @ (centre**2 + self.width**2 / 12))
+        counts, base = self._used()
+        cells = np.arange(len(counts)) + (base + 0.5)
+        below = np.cumsum(counts)
+        weighted = counts * cells
+        below_sum = np.cumsum(weighted)
+        number, moment = float(below[-1]), float(below_sum[-1]) * self.width
+        square = (float(weighted @ cells) + number / 12) * self.width**2
+        below -= counts
+        below_sum -= weighted
 
+        # Σ over levels of (level² n − 2 level Σx) by parts: only sums below each border are needed.
         first, last = np.rint(lows / scales), np.rint(highs / scales)
-        result = np.full(len(scales), square)
-        levels = int((last - first).max()) + 1
-        block = max(1, _LEVELS_AT_ONCE // levels)
+        top = last * scales
+        result = square + top * (top * number - 2 * moment)
+        borders = int((last - first).max())
+        block = max(1, _LEVELS_AT_ONCE // max(1, borders))
         for start in range(0, len(scales), block):
             rows = slice(start, start + block)
-            scale = scales[rows, None]
-            level = first[rows, None] + np.arange(levels)
-            border = np.where(level < last[rows, None], (level + 0.5) * scale, np.inf)
-            place = np.clip(border / self.width - self.base, 0, len(counts))
-            cell = np.minimum(place.astype(np.int64), len(counts) - 1)
+            level = first[rows, None] + np.arange(1, borders + 1)
+            place = (level - 0.5) * (scales[rows, None] / self.width) - base
+            np.clip(place, 0.0, len(counts), out=place)
+            cell = np.minimum(place.astype(np.intp), len(counts) - 1)
             part = place - cell
             mass = part * counts[cell]
-            number = np.diff(below[cell] + mass, axis=1, prepend=0.0)
-            moment = mass * (left[cell] + part * (self.width / 2))
-            value = np.diff(below_sum[cell] + moment, axis=1, prepend=0.0)
-            real = level * scale
-            result[rows] += (real * (real * number - 2 * value)).sum(axis=1)
+            under = below[cell] + mass
+            under_sum = below_sum[cell] + mass * (cell + base + part / 2)
+            scale = scales[rows]
+            terms = 2 * self.width * under_sum - scale[:, None] * (2 * level - 1) * under
+            terms[level > last[rows, None]] = 0.0
+            result[rows] += scale * terms.sum(axis=1)
         if self.outside.numel():
             x = self.outside.double().numpy()
             for i, (s, low, high) in enumerate(zip(scales, lows, highs, strict=True)):
                 result[i] += float(((np.rint(np.clip(x, low, high) / s) * s - x) ** 2).sum())
         nonnegative: Floats = np.maximum(result, 0.0)
         return nonnegative
+
+    def _used(self) -> tuple[Floats, int]:
+        """Counts from the first bin in use to the last, and the number of that first bin."""
+        counts = self.counts.cpu().numpy()
+        filled = np.flatnonzero(counts)
+        if not len(filled):
+            return np.zeros(1), self.base
+        start, end = int(filled[0]), int(filled[-1]) + 1
+        return counts[start:end].astype(np.float64), self.base + start
 
     def occupancy(self) -> float:
         """Share of the bins that hold a value, of as many as could."""
