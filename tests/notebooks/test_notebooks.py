@@ -1,0 +1,69 @@
+"""Every notebook runs from top to bottom, and is kept without outputs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+SECONDS = 120
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A kernel of this very Python, whatever kernels the machine has."""
+    folder = tmp_path / "jupyter" / "kernels" / "workbench-test"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "test", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WORKBENCH_FAST", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return "workbench-test"
+
+
+def texts(notebook: Any) -> str:
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            found.append(output.get("text", ""))
+            found.append(str(output.get("data", {}).get("text/plain", "")))
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_from_top_to_bottom(path: Path, kernel: str, tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    began = time.monotonic()
+    nbclient.NotebookClient(
+        notebook,
+        timeout=SECONDS,
+        kernel_name=kernel,
+        resources={"metadata": {"path": str(tmp_path)}},
+    ).execute()
+    assert time.monotonic() - began < SECONDS
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert [o.text for o in outputs if o.get("name") == "stderr"] == []
+    if path.stem == "01_quickstart":
+        said = texts(notebook)
+        assert said.count("✓") >= 2
+        assert "✗" not in said
+        assert "LayerTable" in said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_is_kept_without_outputs(path: Path) -> None:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]

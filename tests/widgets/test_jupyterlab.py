@@ -1,0 +1,149 @@
+"""Two widgets on one session in a real JupyterLab: what one changes, the other shows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+HELPERS = Path(__file__).with_name("conftest.py")
+
+SETUP = """
+import importlib.util
+spec = importlib.util.spec_from_file_location("layers_for_tests", {helpers!r})
+helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)
+from workbench.studio.project import Project
+from workbench.studio.session import Session
+from workbench import widgets
+layers = [helpers.layer(i, eligible=i < 11) for i in range(12)]
+project = Project.create({project!r}, layers=layers)
+project.store.write_measurements([(l.name, 0.8 if i == 2 else 0.999, 30.0, 0.99)
+                                  for i, l in enumerate(layers) if l.eligible])
+session = Session(project)
+"""
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("a", "b")]
+    node = helper.make_node("Relu", ["a"], ["b"], name="stage0.block0.conv")
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", ends[:1], ends[1:])), path)
+    return path
+
+
+@pytest.fixture
+def lab(tmp_path: Path, server_process: Any, free_port: Callable[[], int], graph: Path) -> Any:
+    kernel = tmp_path / "data" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
+    )
+    config = tmp_path / "config" / "jupyter_server_config.d"
+    config.mkdir(parents=True)
+    shipped = ROOT / "jupyter-config" / "compression_workbench.json"
+    (config / shipped.name).write_text(shipped.read_text())
+    work = tmp_path / "work"
+    work.mkdir()
+    cells = [
+        SETUP.format(helpers=str(HELPERS), project=str(tmp_path / "project")),
+        "table = widgets.LayerTable(session); table",
+        "chart = widgets.SensitivityChart(session); chart",
+        f"graph = widgets.NetronView({str(graph)!r}); graph",
+    ]
+    notebook = {
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"c{i}",
+                "execution_count": None,
+                "metadata": {},
+                "outputs": [],
+                "source": text,
+            }
+            for i, text in enumerate(cells)
+        ],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    (work / "two.ipynb").write_text(json.dumps(notebook))
+    port = free_port()
+    env = {
+        "WORKBENCH_HOME": str(tmp_path / "home"),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={work}"]
+    command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
+    base = f"http://127.0.0.1:{port}/"
+    with server_process(command, base + "api", tmp_path / "lab.log", env):
+        yield base
+
+
+def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> None:
+    context = browser.new_context(viewport={"width": 1400, "height": 2200})
+    page = context.new_page()
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(lab + "lab/tree/two.ipynb")
+    page.locator(".jp-Notebook").wait_for(timeout=60000)
+    page.wait_for_function("window.jupyterapp !== undefined", timeout=60000)
+    page.wait_for_timeout(1000)
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
+
+    boxes = page.locator(".widget-checkbox input:visible")
+    bars = page.locator(".js-plotly-plot .barlayer .trace").first.locator(".point path")
+    try:
+        boxes.nth(11).wait_for(timeout=60000)
+        bars.nth(11).wait_for(timeout=60000)
+    except Exception:
+        page.screenshot(path=str(tmp_path / "lab.png"), full_page=True)
+        raise
+
+    try:
+        # The table toggles, the chart follows.
+        before = bars.nth(3).get_attribute("style")
+        boxes.nth(3).click()
+        page.wait_for_function(
+            "([i, style]) => document.querySelectorAll('.js-plotly-plot .barlayer .trace')[0]"
+            ".querySelectorAll('.point path')[i].getAttribute('style') !== style",
+            arg=[3, before],
+            timeout=10000,
+        )
+        # The chart toggles, the table follows.
+        assert boxes.nth(2).is_checked()
+        bars.nth(2).scroll_into_view_if_needed()
+        box = bars.nth(2).bounding_box()
+        place = (box["x"] + box["width"] / 2, box["y"] + 30)  # on a log axis it has no lower end
+        page.mouse.move(*place)  # plotly clicks what it hovers, and hovers a moment later
+        page.locator(".hoverlayer .hovertext").first.wait_for()
+        page.mouse.click(*place)
+        page.wait_for_function(
+            "() => !document.querySelectorAll('.widget-checkbox input')[2].checked", timeout=10000
+        )
+        # Netron is in the page, delivered by the server that is there anyway.
+        frame = page.frame_locator("iframe.workbench-netron")
+        frame.locator('[id="node-name-stage0.block0.conv"]').wait_for(timeout=30000)
+    except Exception:
+        page.screenshot(path=str(tmp_path / "lab.png"))
+        raise
+    here = urlsplit(lab).netloc
+    foreign = [u for u in requests if u.startswith("http") and urlsplit(u).netloc != here]
+    assert foreign == []
+    context.close()

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from workbench.studio.project import Project
+from workbench.studio.session import Session
+from workbench.widgets import LayerTable, SensitivityChart
+
+
+def shown(table: LayerTable) -> list[str]:
+    return [row.children[1].description for row in table._boxes if row.layout.display != "none"]
+
+
+def ticks(table: LayerTable) -> dict[str, bool]:
+    return {
+        row.children[1].description: row.children[0].value
+        for row in table._boxes
+        if row.layout.display != "none"
+    }
+
+
+def test_shows_what_the_session_knows(session: Session) -> None:
+    table = LayerTable(session)
+    assert shown(table) == list(session.layers["name"])
+    assert sum(ticks(table).values()) == 11
+    last = table._boxes[11]
+    assert last.children[0].disabled
+    assert "its &lt;weights&gt; are shared" in last.children[2].value
+    assert "2.00e-01" in table._boxes[2].children[2].value
+    assert "11 of 11 quantised" in table.count.value
+
+
+def test_a_tick_is_an_edit_and_an_edit_is_a_tick(session: Session) -> None:
+    first, second = LayerTable(session), LayerTable(session)
+    first._boxes[3].children[0].value = False
+    name = session.layers["name"][3]
+    assert not session.layers["quant_enable"][3]
+    assert ticks(second)[name] is False
+    session.config[name].quant_enable = True
+    assert ticks(first)[name] is True
+    first.undo.click()
+    assert ticks(second)[name] is False
+    second.redo.click()
+    assert ticks(first)[name] is True
+
+
+def test_another_windows_edit_arrives_at_the_next_poll(session: Session, folder: Path) -> None:
+    table = LayerTable(session)
+    other = Session(Project.open(folder))
+    other.toggle(session.layers["name"][0])
+    assert ticks(table)[session.layers["name"][0]] is True
+    session.poll()
+    assert ticks(table)[session.layers["name"][0]] is False
+    other.dispose()
+
+
+def test_filter_pages_and_order(make_session: Callable[..., Session]) -> None:
+    session = make_session(60)
+    table = LayerTable(session)
+    assert len(shown(table)) == 25
+    table.next.click()
+    assert shown(table)[0] == session.layers["name"][25]
+    table.next.click()
+    assert len(shown(table)) == 10
+    assert table.next.disabled
+    table.filter.value = r"stage1\."
+    assert shown(table) == [n for n in session.layers["name"] if n.startswith("stage1.")]
+    table.filter.value = "block1("  # no regular expression: taken as it stands
+    assert shown(table) == []
+    table.filter.value = ""
+    table.type.value = "Linear"
+    assert set(shown(table)) <= set(session.layers[session.layers["type"] == "Linear"]["name"])
+    table.type.value = "any type"
+    table.order.value = "worst first"
+    assert shown(table)[0] == session.layers["name"][2]
+    table.show.value = "not quantisable"
+    assert shown(table) == [session.layers["name"][59]]
+
+
+def test_bulk_edits_are_one_step_each(session: Session) -> None:
+    table = LayerTable(session)
+    table.filter.value = "stage0"
+    table.skip.click()
+    assert list(session.layers["quant_enable"][:5]) == [False] * 4 + [True]
+    table.undo.click()
+    assert session.layers["quant_enable"][:4].all()
+    table.filter.value = ""
+    table.worst.value = 1
+    table.skip_worst.click()
+    assert list(session.layers.index[session.layers["state"] == "skipped"]) == [2]
+    table.quantise.click()
+    assert session.layers["quant_enable"].sum() == 11
+
+
+def test_what_cannot_be_done_is_said(make_session: Callable[..., Session]) -> None:
+    session = make_session(measured=False)
+    table = LayerTable(session)
+    table.skip_worst.click()
+    assert "session.analyse()" in table.trouble.value
+    name = session.layers["name"][11]
+    assert table.act(lambda: session.set_flag([name], True)) is None
+    assert "weights" in table.trouble.value
+    assert "<weights>" not in table.trouble.value
+    assert table.trouble.layout.display == ""
+
+
+def test_selecting_turns_to_the_page(make_session: Callable[..., Session]) -> None:
+    session = make_session(60)
+    table = LayerTable(session)
+    table.selected = session.layers["name"][40]
+    assert session.layers["name"][40] in shown(table)
+    marked = [r.children[1].description for r in table._boxes if r.children[1].button_style]
+    assert marked == [session.layers["name"][40]]
+    table._boxes[0].children[1].click()
+    assert table.selected == session.layers["name"][25]
+
+
+def test_a_thousand_layers_need_no_more_widgets(make_session: Callable[..., Session]) -> None:
+    session = make_session(1000)
+    table = LayerTable(session)
+    chart = SensitivityChart(session)
+    assert len(table._boxes) == 25
+    table._boxes[0].children[0].value = False  # warm up
+    began = time.perf_counter()
+    table._boxes[1].children[0].value = False
+    spent = time.perf_counter() - began
+    assert chart.figure.data[0].marker.color[1] != chart.figure.data[0].marker.color[3]
+    assert spent < 1.0, f"a toggle took {1000 * spent:.0f} ms"
+
+
+@pytest.mark.parametrize("how", ["dispose", "release"])
+def test_leaves_nothing_behind(
+    session: Session, count_watchers: Callable[[Session], int], how: str
+) -> None:
+    before = count_watchers(session)
+    for _ in range(3):
+        table = LayerTable(session)
+        chart = SensitivityChart(session)
+        assert count_watchers(session) > before
+        getattr(table, how)()
+        getattr(chart, how)()
+        table.dispose()
+        chart.dispose()
+    assert count_watchers(session) == before
+    session.toggle(session.layers["name"][0])
+
+
+def test_a_view_that_fails_does_not_stop_the_others(session: Session) -> None:
+    broken, table = LayerTable(session), LayerTable(session)
+    broken._filtered = None  # type: ignore[method-assign, assignment]
+    session.toggle(session.layers["name"][0])
+    assert ticks(table)[session.layers["name"][0]] is False

@@ -1,0 +1,170 @@
+"""Jobs, trials, exports and the graph, as a session in another thread or process reports them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from workbench.netron_server import resolve
+from workbench.studio import ErrorText, ExportedFile, ExportResult, ParityLine, jobtable
+from workbench.studio.session import Session
+from workbench.widgets import ExportPanel, JobBar, NetronView, SearchMonitor, Workbench
+from workbench.widgets.polling import clock
+
+
+def run(session: Session, kind: str, done: int, message: str) -> int:
+    store = session.project.store
+    job = jobtable.submit(store, kind, {}, runner="thread")
+    jobtable.claim(store, job, runner="thread")
+    with store.write() as connection:
+        connection.execute(
+            "UPDATE jobs SET done = ?, total = 200, message = ? WHERE id = ?", (done, message, job)
+        )
+    session.poll()
+    return job
+
+
+def exported(session: Session, folder: Path) -> ExportResult:
+    path = folder / "net_deploy_model.onnx"
+    path.write_bytes(b"x" * 1500)
+    result = ExportResult(
+        (
+            ExportedFile("fake_quant", str(folder / "gone.onnx"), 6000, 0.975, 2.5, 0.25, 1.0),
+            ExportedFile("deploy", str(path), 1500, None, None, None, 4.0),
+        ),
+        (ParityLine("fake-quant ≡ deploy <exact>", True, 0.0, None),),
+    )
+    session.project.store.put(exports=dataclasses.asdict(result))
+    session.poll()
+    return result
+
+
+def test_the_job_bar_follows_a_job_to_its_end(session: Session) -> None:
+    bar = JobBar(session)
+    assert bar.line.layout.display == "none"
+    job = run(session, "analyse", 50, "layer <1>")
+    assert (bar.line.layout.display, bar.bar.value, bar.bar.max) == ("", 50, 200)
+    assert "25 %" in bar.label.value
+    assert "layer &lt;1&gt;" in bar.label.value
+    assert bar.cancel.layout.display == ""
+    bar.cancel.click()
+    assert jobtable.cancel_requested(session.project.store, job)
+    error = ErrorText("out of <memory>", "Use fewer batches.")
+    jobtable.finish(session.project.store, job, "failed", error)
+    session.poll()
+    assert "out of &lt;memory&gt;" in bar.label.value
+    assert "Use fewer batches." in bar.label.value
+    assert bar.cancel.layout.display == "none"
+
+
+def test_buttons_rest_while_a_job_runs(session: Session) -> None:
+    everything = Workbench(session)
+    starters = [everything.analyse, everything.search.start, everything.export.export]
+    assert not any(button.disabled for button in starters)
+    job = run(session, "search", 10, "")
+    assert all(button.disabled for button in starters)
+    jobtable.finish(session.project.store, job, "finished")
+    session.poll()
+    assert not any(button.disabled for button in starters)
+
+
+def test_a_session_that_only_looks_on_says_so(session: Session) -> None:
+    everything = Workbench(session)
+    everything.analyse.click()
+    assert "cannot start jobs" in everything.trouble.value
+
+
+def test_trials_appear_as_they_finish(session: Session) -> None:
+    monitor = SearchMonitor(session)
+    assert "No trial" in monitor.trials.value
+    store = session.project.store
+    with store.write() as connection:
+        for trial, satisfied in ((1, 0), (2, 1)):
+            connection.execute(
+                "INSERT INTO trials (job, trial, phase, kind, metric, loss, satisfied, seconds, "
+                "float_layers, config_hash) "
+                "VALUES (1, ?, 'search', 'probe', 0.9, 0.01, ?, 1, '[]', 'h')",
+                (trial, satisfied),
+            )
+    store.put(ranking=list(session.layers["name"][:11]), bracket=[2, 5])
+    session.poll()
+    assert monitor.trials.value.count("✓") == monitor.trials.value.count("✗") == 1
+    xs = [x for trace in monitor.chart.data if trace.x is not None for x in trace.x]
+    assert {1, 2} <= set(xs)
+    assert len(monitor.strip.data) > 0
+
+
+def test_export_shows_figures_and_parity(session: Session, tmp_path: Path) -> None:
+    panel = ExportPanel(session)
+    assert "Nothing is exported" in panel.result.value
+    exported(session, tmp_path)
+    for text in ("1.50 kB", "4.00×", "2.50 ms ± 0.25", "✓", "&lt;exact&gt;"):
+        assert text in panel.result.value, text
+    assert panel.script.value == ""
+    panel._script.selected_index = 0
+    assert "workbench" in panel.script.value
+
+
+def test_the_graph_is_the_newest_export(session: Session, tmp_path: Path) -> None:
+    view = NetronView(session)
+    assert view.url == ""
+    assert "Export" in view.note
+    exported(session, tmp_path)
+    name = view.url.split("data%2F")[1].split("%2F")[0]
+    assert resolve(name, "net_deploy_model.onnx") == tmp_path / "net_deploy_model.onnx"
+    layer = session.layers["name"][2]
+    assert view.colors[layer]  # the worst layer stands out
+    view.selected = f"{layer}.quant"
+    assert view.layer == layer
+    view.selected = "Reshape#1"
+    assert view.layer == ""
+    view.layer = session.layers["name"][4]
+    assert view.selected == session.layers["name"][4]
+
+
+def test_pointing_at_a_layer_is_shared_by_all_views(session: Session) -> None:
+    everything = Workbench(session)
+    name = session.layers["name"][4]
+    everything.graph.selected = f"{name}#mul0"
+    assert everything.table.selected == everything.chart.selected == name
+    everything.table.selected = session.layers["name"][1]
+    assert everything.graph.selected == session.layers["name"][1]
+
+
+def test_disposing_leaves_nothing(
+    session: Session, count_watchers: Callable[[Session], int]
+) -> None:
+    before = count_watchers(session)
+    for _ in range(3):
+        everything = Workbench(session)
+        everything.dispose()
+        everything.dispose()
+    assert count_watchers(session) == before
+
+
+def test_the_clock_ticks_while_a_view_is_open(session: Session, folder: Path) -> None:
+    from workbench.studio.project import Project
+
+    async def story() -> None:
+        bar = JobBar(session)
+        second = JobBar(session)
+        other = Session(Project.open(folder))
+        name = session.layers["name"][0]
+        other.toggle(name)
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            if not session.layers["quant_enable"][0]:
+                break
+        assert not session.layers["quant_enable"][0]
+        bar.dispose()
+        assert clock(session).running
+        second.dispose()
+        assert not clock(session).running
+        other.dispose()
+
+    # Playwright's loop, where its fixture is open, occupies the main thread.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, story()).result(timeout=30)

@@ -1,0 +1,82 @@
+"""The whole workbench in one cell."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+import ipywidgets as w
+import traitlets
+
+from workbench.charts import formats
+from workbench.widgets.export_panel import ExportPanel
+from workbench.widgets.job_bar import JobBar
+from workbench.widgets.layer_table import LayerTable
+from workbench.widgets.netron_view import NetronView
+from workbench.widgets.search_monitor import SearchMonitor
+from workbench.widgets.sensitivity import SensitivityChart
+from workbench.widgets.view import SessionView, button
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
+    from workbench.studio.state import Summary
+
+
+class Workbench(SessionView):
+    """Summary, layers, search, export and graph of one session in tabs."""
+
+    def __init__(self, session: Session, *, dark: bool = False) -> None:
+        self.summary = w.HTML()
+        self.analyse = button(
+            "Analyse", lambda: self.act(lambda: session.analyse(wait=False)), style="primary"
+        )
+        self.bar = JobBar(session, kinds=("open", "analyse", "evaluate"))
+        self.chart = SensitivityChart(session, dark=dark)
+        self.table = LayerTable(session)
+        self.search = SearchMonitor(session, dark=dark)
+        self.export = ExportPanel(session)
+        self.graph = NetronView(session, dark=dark)
+        layers = w.VBox([w.HBox([self.analyse, self.bar]), self.chart, self.table])
+        self.tabs = w.Tab(
+            [layers, self.search, self.export, self.graph],
+            titles=["Layers", "Search", "Export", "Graph"],
+        )
+        super().__init__(session, [self.summary, self.tabs])
+        # The layer a user points at is the same in table, chart and graph.
+        self._links = [
+            traitlets.link((self.table, "selected"), (self.chart, "selected")),
+            traitlets.link((self.table, "selected"), (self.graph, "layer")),
+        ]
+        self.watch(self.refresh, "summary", "job")
+        self.refresh()
+
+    def refresh(self) -> None:
+        job = self.session.job
+        self.analyse.disabled = job is not None and job.state in ("queued", "running")
+        self.summary.value = summary_html(self.session.summary)
+
+    def release(self) -> None:
+        if not self.disposed:
+            for link in self._links:
+                link.unlink()
+            self.graph.dispose()
+        super().release()
+
+
+def summary_html(summary: Summary) -> str:
+    """The live figures of a session in one line of HTML."""
+    name = summary.metric_name
+    predicted = " (predicted)" if summary.metric_is_prediction else ""
+    parts = [
+        f"<b>{html.escape(summary.model)}</b>",
+        html.escape(summary.data),
+        f"{html.escape(name or 'metric')} {formats.metric(summary.metric_float, name)} → "
+        f"<b>{formats.metric(summary.metric_current, name)}</b>{predicted} "
+        f"{formats.metric_delta(summary.metric_float, summary.metric_current, name)}",
+        f"{formats.size(summary.size_float)} → <b>{formats.size(summary.size_current)}</b> "
+        f"{formats.ratio(summary.size_float, summary.size_current)}",
+        f"{formats.bit_operations(summary.bops_float)} → "
+        f"<b>{formats.bit_operations(summary.bops_current)}</b>",
+        f"{summary.quantized} of {summary.eligible} layers quantised",
+    ]
+    return f'<div class="wb-note">{" · ".join(part for part in parts if part)}</div>'

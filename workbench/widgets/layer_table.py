@@ -1,0 +1,250 @@
+"""The Layers table: twenty-five row widgets, reused for any number of layers."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+import traitlets
+
+from workbench.charts import formats
+from workbench.charts.sensitivity import worst_first
+from workbench.widgets.view import SessionView, button
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
+
+ROWS = 25
+GRID = "grid-template-columns: 110px 96px 64px 52px 66px 44px 86px 64px minmax(60px, 1fr)"
+HEAD = ("type", "shape", "params", "MACs", "act", "bits", "1 − cos", "SQNR", "")
+SHOW = {
+    "all": None,
+    "quantised": "quantised",
+    "skipped": "skipped",
+    "not quantisable": "ineligible",
+}
+
+
+class LayerTable(SessionView):
+    """Layers with a ``quant_enable`` box each; filter, pages, bulk edits, undo.
+
+    ``selected`` is the name of the layer that was clicked last ("" for none).
+    """
+
+    selected = traitlets.Unicode("")
+
+    def __init__(self, session: Session, rows: int = ROWS) -> None:
+        self.rows = rows
+        self.page = 0
+        self._names: list[str] = []
+        self._build_controls()
+        self._boxes = [self._row(i) for i in range(rows)]
+        head = "".join(
+            f'<span class="{"wb-num" if title in NUMERIC else ""}">{title}</span>' for title in HEAD
+        )
+        self._head = w.HBox(
+            [
+                w.HTML(
+                    '<span class="wb-row wb-head">quantise</span>', layout=w.Layout(width="60px")
+                ),
+                w.HTML('<span class="wb-row wb-head">name</span>', layout=w.Layout(width="230px")),
+                w.HTML(f'<div class="wb-row wb-head" style="{GRID}">{head}</div>', layout=_GROW),
+            ]
+        )
+        super().__init__(
+            session, [self._filters, self._bulk, self._head, *self._boxes, self._pager]
+        )
+        self.watch(self.refresh, "layers", "can_undo", "can_redo")
+        self.observe(lambda _: self._show_selected(), "selected")
+        self.refresh()
+
+    # What the user sees and touches.
+
+    def _build_controls(self) -> None:
+        self.filter = w.Text(
+            placeholder="name or regular expression", description="filter", continuous_update=True
+        )
+        self.type = w.Dropdown(options=["any type"], layout=w.Layout(width="150px"))
+        self.show = w.Dropdown(options=list(SHOW), layout=w.Layout(width="150px"))
+        self.order = w.Dropdown(
+            options=["execution order", "worst first"], layout=w.Layout(width="150px")
+        )
+        for control in (self.filter, self.type, self.show, self.order):
+            control.observe(lambda _: self._restart(), "value")
+        self._filters = w.HBox([self.filter, self.type, self.show, self.order])
+        self.quantise = button("Quantise shown", lambda: self._set_shown(True))
+        self.skip = button("Skip shown", lambda: self._set_shown(False))
+        self.worst = w.BoundedIntText(value=3, min=1, max=100000, layout=w.Layout(width="70px"))
+        self.skip_worst = button("Skip the worst", self._skip_worst)
+        self.undo = button("Undo", lambda: self.act(self.session.undo))
+        self.redo = button("Redo", lambda: self.act(self.session.redo))
+        self.count = w.HTML()
+        self._bulk = w.HBox(
+            [
+                self.quantise,
+                self.skip,
+                self.skip_worst,
+                self.worst,
+                self.undo,
+                self.redo,
+                self.count,
+            ]
+        )
+        self.previous = button("‹", lambda: self._turn(-1), tip="Previous page")
+        self.next = button("›", lambda: self._turn(1), tip="Next page")
+        self.where = w.HTML()
+        self._pager = w.HBox([self.previous, self.where, self.next])
+
+    def _row(self, index: int) -> w.HBox:
+        box = w.Checkbox(indent=False, layout=w.Layout(width="60px"))
+        name = w.Button(layout=w.Layout(width="230px"))
+        name.add_class("wb-name")
+        figures = w.HTML(layout=_GROW)
+        box.observe(lambda change: self._ticked(index, bool(change["new"])), "value")
+        name.on_click(lambda _: self._clicked(index))
+        return w.HBox([box, name, figures])
+
+    # What the user does.
+
+    def _ticked(self, index: int, value: bool) -> None:
+        place = self.page * self.rows + index
+        if not self._muted and place < len(self._names):
+            self.act(lambda: self.session.set_flag([self._names[place]], value))
+            self.refresh()  # a refused edit puts the box back
+
+    def _clicked(self, index: int) -> None:
+        place = self.page * self.rows + index
+        if place < len(self._names):
+            self.selected = self._names[place]
+
+    def _set_shown(self, value: bool) -> None:
+        layers = self.session.layers
+        eligible = set(layers["name"][layers["eligible"].to_numpy(dtype=bool)])
+        names = [name for name in self._names if name in eligible]
+        if names:
+            self.act(lambda: self.session.set_flag(names, value))
+
+    def _skip_worst(self) -> None:
+        layers = self.session.layers
+        order = layers.iloc[worst_first(layers)]
+        measured = order[order["eligible"].astype(bool) & order["error"].notna()]
+        if measured.empty:
+            self.say("Nothing is measured yet: run session.analyse() first.")
+            return
+        names = [str(name) for name in measured["name"][: self.worst.value]]
+        self.act(lambda: self.session.set_flag(names, False))
+
+    def _turn(self, by: int) -> None:
+        self.page += by
+        self._draw()
+
+    def _restart(self) -> None:
+        if not self._muted:
+            self.page = 0
+            self.refresh()
+
+    def _show_selected(self) -> None:
+        if self.selected in self._names:
+            self.page = self._names.index(self.selected) // self.rows
+        self._draw()
+
+    # How the table follows the session.
+
+    def refresh(self) -> None:
+        layers = self.session.layers
+        with self.mute():
+            types = ["any type", *dict.fromkeys(str(kind) for kind in layers["type"])]
+            if list(self.type.options) != types:
+                self.type.options = types
+        table = self._filtered(layers)
+        self._names = [str(name) for name in table["name"]]
+        self.undo.disabled = not self.session.can_undo
+        self.redo.disabled = not self.session.can_redo
+        on = int(layers["quant_enable"].sum()) if len(layers) else 0
+        able = int(layers["eligible"].sum()) if len(layers) else 0
+        self.count.value = f'<span class="wb-note">{on} of {able} quantised</span>'
+        self._draw(table)
+
+    def _filtered(self, layers: pd.DataFrame) -> pd.DataFrame:
+        keep = np.ones(len(layers), dtype=bool)
+        text = self.filter.value.strip()
+        if text:
+            try:
+                pattern = re.compile(text, re.IGNORECASE)
+            except re.error:
+                pattern = re.compile(re.escape(text), re.IGNORECASE)
+            keep &= np.array(
+                [bool(pattern.search(str(name))) for name in layers["name"]], dtype=bool
+            )
+        if self.type.value not in (None, "any type"):
+            keep &= (layers["type"] == self.type.value).to_numpy(dtype=bool)
+        state = SHOW[self.show.value]
+        if state is not None:
+            keep &= (layers["state"] == state).to_numpy(dtype=bool)
+        rows = worst_first(layers) if self.order.value == "worst first" else np.arange(len(layers))
+        return layers.iloc[[row for row in rows if keep[row]]]
+
+    def _draw(self, table: pd.DataFrame | None = None) -> None:
+        if table is None:
+            table = self._filtered(self.session.layers)
+        pages = max(1, math.ceil(len(table) / self.rows))
+        self.page = min(max(self.page, 0), pages - 1)
+        start = self.page * self.rows
+        shown = table.iloc[start : start + self.rows]
+        with self.mute():
+            for box, row in zip(self._boxes, shown.itertuples(index=False), strict=False):
+                self._fill(box, row)
+            for box in self._boxes[len(shown) :]:
+                box.layout.display = "none"
+        self.previous.disabled = self.page == 0
+        self.next.disabled = self.page >= pages - 1
+        self._pager.layout.display = "none" if pages == 1 and len(table) else ""
+        self.where.value = (
+            f'<span class="wb-note">{start + 1}–{start + len(shown)} of {len(table)}</span>'
+            if len(table)
+            else '<span class="wb-note">no layer matches</span>'
+        )
+
+    def _fill(self, box: w.HBox, row: Any) -> None:
+        tick, name, figures = box.children
+        box.layout.display = ""
+        tick.value = bool(row.quant_enable)
+        tick.disabled = not row.eligible
+        tick.tooltip = f"quantise {row.name}"
+        name.description = str(row.name)
+        name.tooltip = str(row.name)
+        name.button_style = "info" if row.name == self.selected else ""
+        figures.value = row_html(row)
+
+
+_GROW = w.Layout(flex="1 1 auto", width="auto")
+NUMERIC = frozenset({"params", "MACs", "bits", "1 − cos", "SQNR"})
+
+
+def row_html(row: Any) -> str:
+    """The figures of one layer as one line of HTML."""
+    reason = html.escape(str(row.reason or ""))
+    bits = f"{row.act_bits}/{row.wts_bits}" if row.eligible else ""
+    algorithm = f"{row.act_algo}" if row.eligible else ""
+    error = formats.UNKNOWN if math.isnan(row.error) else f"{row.error:.2e}"
+    sqnr = formats.UNKNOWN if math.isnan(row.sqnr) else f"{row.sqnr:.1f} dB"
+    share = f"{100 * row.mac_share:.1f} %"
+    cells = (
+        ("", html.escape(str(row.type))),
+        ("", html.escape(str(row.shape))),
+        ("wb-num", formats.count(row.parameters)),
+        ("wb-num", share),
+        ("", html.escape(algorithm)),
+        ("wb-num", bits),
+        ("wb-num", error),
+        ("wb-num", sqnr),
+        ("wb-note", reason),
+    )
+    inner = "".join(f'<span class="{kind}" title="{text}">{text}</span>' for kind, text in cells)
+    off = "" if row.state == "quantised" else " wb-off"
+    return f'<div class="wb-row{off}" style="{GRID}">{inner}</div>'

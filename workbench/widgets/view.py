@@ -1,0 +1,122 @@
+"""What every view on a session has in common: watching, muting, saying what went wrong, leaving."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import logging
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as w
+
+from workbench.engine.errors import WorkbenchError
+from workbench.widgets.polling import clock
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
+
+logger = logging.getLogger("workbench.widgets")
+
+STYLE = """<style>
+.wb-row { display: grid; gap: 0 10px; line-height: 26px; white-space: nowrap; overflow: hidden;
+  font-size: 12px; font-variant-numeric: tabular-nums; }
+.wb-row > span { overflow: hidden; text-overflow: ellipsis; }
+.wb-num { text-align: right; }
+.wb-head { font-weight: 600; opacity: 0.75; }
+.wb-off { opacity: 0.5; }
+.wb-bad { color: #c8372d; font-weight: 600; }
+.wb-good { color: #2e7d4f; font-weight: 600; }
+.wb-note { font-size: 12px; opacity: 0.8; line-height: 1.4; }
+.wb-table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
+.wb-table td, .wb-table th { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
+.wb-script { max-height: 320px; overflow: auto; font-size: 12px; margin: 0; }
+.wb-name button, .wb-name { text-align: left; padding: 0 2px; background: transparent; }
+</style>"""
+
+
+class SessionView(w.VBox):
+    """A widget bound to a session; ``dispose()`` unbinds it and closes its parts."""
+
+    def __init__(self, session: Session, children: list[w.Widget], **kwargs: Any) -> None:
+        self.session = session
+        self._watchers: list[Any] = []
+        self._muted = False
+        self.disposed = False
+        self.trouble = w.HTML()
+        self.trouble.layout.display = "none"
+        super().__init__([w.HTML(STYLE), *children, self.trouble], **kwargs)
+        clock(session).start()
+
+    def watch(self, callback: Callable[[], None], *names: str) -> None:
+        """Call ``callback`` when one of the session's params ``names`` changes."""
+
+        def guarded(*_events: Any) -> None:
+            # param runs watchers one after the other: a view that fails must not stop the rest.
+            try:
+                if not self.disposed:
+                    callback()
+            except Exception:
+                logger.exception("%s could not follow %s", type(self).__name__, names)
+
+        self._watchers.append(self.session.param.watch(guarded, list(names)))
+
+    @contextlib.contextmanager
+    def mute(self) -> Iterator[None]:
+        """While the view writes its own controls, their events are not the user's."""
+        before, self._muted = self._muted, True
+        try:
+            yield
+        finally:
+            self._muted = before
+
+    def act(self, action: Callable[[], Any]) -> Any:
+        """Run a command of the user and say in words what was wrong, if it was."""
+        try:
+            result = action()
+        except WorkbenchError as error:
+            self.say(str(error))
+            return None
+        except Exception as error:
+            logger.exception("a command of %s failed", type(self).__name__)
+            self.say(f"{type(error).__name__}: {error}")
+            return None
+        self.say("")
+        return result
+
+    def say(self, text: str) -> None:
+        self.trouble.value = f'<span class="wb-bad">{html.escape(text)}</span>' if text else ""
+        self.trouble.layout.display = "" if text else "none"
+
+    def dispose(self) -> None:
+        """Stop following the session and close all parts; safe to call twice."""
+        if not self.disposed:
+            self.release()
+            _close(self)
+
+    def release(self) -> None:
+        """Stop following the session, but stay on the page as it is now."""
+        if self.disposed:
+            return
+        self.disposed = True
+        for watcher in self._watchers:
+            with contextlib.suppress(Exception):
+                self.session.param.unwatch(watcher)
+        self._watchers.clear()
+        clock(self.session).stop()
+
+
+def _close(widget: w.Widget) -> None:
+    for child in getattr(widget, "children", ()):
+        if isinstance(child, SessionView):
+            child.dispose()
+        else:
+            _close(child)
+    widget.close()
+
+
+def button(text: str, action: Callable[[], Any], *, tip: str = "", style: str = "") -> w.Button:
+    made = w.Button(description=text, tooltip=tip or text, button_style=style)
+    made.layout.width = "auto"
+    made.on_click(lambda _: action())
+    return made
