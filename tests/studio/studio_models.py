@@ -1,0 +1,56 @@
+"""A network, its data and a slow metric: small enough that a job takes no time, named as code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 8, 3, stride=2)
+        self.fc = nn.Linear(8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.conv2(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def make_net(classes: int = 4) -> nn.Module:
+    generator = torch.Generator().manual_seed(3)
+    net = Net(classes)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
+    return net.eval()
+
+
+def make_data(batches: int = 4, labels: bool = True) -> list[Any]:
+    generator = torch.Generator().manual_seed(4)
+    net = make_net()
+    inputs = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(batches)]
+    if not labels:
+        return inputs
+    with torch.no_grad():
+        return [(x, net(x).argmax(dim=1)) for x in inputs]
+
+
+def slow_metric(model: Any, batches: Iterable[Any]) -> float:
+    for inputs, _ in batches:
+        model(*inputs)
+        time.sleep(0.3)
+    return 1.0
+
+
+def stuck_metric(model: Any, batches: Iterable[Any]) -> float:
+    """Never looks at the cancel flag, as a long native call would not."""
+    time.sleep(60)
+    return 1.0

@@ -1,0 +1,179 @@
+"""Jobs in the project's worker process: killed, cancelled, watched by several windows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec, jobs
+from workbench.studio.jobs import WorkerManager, worker_process
+from workbench.studio.project import STORE_NAME
+from workbench.studio.store import Store
+
+Open = Callable[..., Session]
+
+
+@pytest.fixture
+def open_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Sessions on one project whose source, data and metric are code in ``studio_models``."""
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
+    monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    folder = tmp_path / "p"
+
+    def make(metric: str = "", name: str = "studio_models:make_net") -> Session:
+        if not folder.exists():
+            settings = ProjectSettings(
+                "net",
+                SourceSpec("python", name),
+                DataSpec("python", "studio_models:make_data", 8, 2),
+                metric,
+            )
+            Project.create(folder, settings=settings)
+        return Session(Project.open(folder), WorkerManager(folder))
+
+    yield make
+    if folder.exists():
+        store = Store(folder / STORE_NAME)
+        row = store.connection.execute("SELECT pid, pid_created FROM worker").fetchone()
+        if row:
+            jobs.kill_worker(int(row[0]), float(row[1]))
+
+
+def wait(session: Session, condition: Callable[[], bool], seconds: float = 60.0) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, session.job
+        session.poll()
+        time.sleep(0.01)
+    return time.monotonic() - start
+
+
+def done(session: Session) -> Callable[[], bool]:
+    return lambda: session.job is not None and not session.job.active
+
+
+def test_a_window_that_comes_later_sees_the_running_job_and_all_of_its_history(
+    open_worker: Open,
+) -> None:
+    first = open_worker("studio_models:slow_metric")
+    first.start("analyse")
+    wait(first, lambda: first.job.message.startswith("evaluating the float"))
+    late = open_worker()  # a reloaded page
+    assert late.job is not None
+    assert late.job.id == first.job.id
+    assert late.job.state == "running"
+    assert late.layers["cosine"].notna().all()
+    late.toggle("fc")  # edits go on while a job runs
+    first.poll()
+    assert first.layers["state"].iloc[2] == "skipped"
+    first.dispose()
+    wait(late, done(late))
+    assert late.job.state == "finished"
+    assert late.summary.metric_float == 1.0
+    assert late.layers["state"].iloc[2] == "skipped"
+
+
+def test_kill_9_fails_the_job_in_words_and_the_next_job_gets_a_new_worker(
+    open_worker: Open,
+) -> None:
+    session = open_worker("studio_models:slow_metric")
+    session.start("analyse")
+    wait(session, lambda: session.job.message.startswith("evaluating the float"))
+    pid = worker_process(session.project.store)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert wait(session, done(session)) < 2.0
+    assert session.job.state == "failed"
+    assert session.job.error.summary.startswith("the worker died: it was killed (signal 9)")
+    assert session.job.error.summary.endswith("the project is safe")
+    assert session.layers["cosine"].notna().all(), "what was measured is kept"
+    check = session.project.store.connection.execute("PRAGMA integrity_check").fetchone()
+    assert check == ("ok",)
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "finished"
+    assert worker_process(session.project.store) not in (None, pid)
+
+
+@pytest.mark.parametrize("metric", ["slow_metric", "stuck_metric"])
+def test_cancel_takes_at_most_a_second(open_worker: Open, metric: str) -> None:
+    session = open_worker(f"studio_models:{metric}")
+    session.start("analyse")
+    wait(session, lambda: session.job.message.startswith("evaluating the float"))
+    session.cancel()
+    assert wait(session, done(session)) < 1.0
+    assert session.job.state == "cancelled"
+    session.toggle("fc")
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "finished"
+
+
+def test_a_cancel_before_the_worker_has_begun(open_worker: Open) -> None:
+    session = open_worker()
+    session.start("open")
+    session.cancel()
+    wait(session, done(session))
+    assert session.job.state in ("cancelled", "finished")
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "finished"
+
+
+def test_a_factory_that_cannot_be_loaded(open_worker: Open) -> None:
+    session = open_worker(name="studio_models:not_there")
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "failed"
+    assert "studio_models:not_there" in session.job.error.summary
+
+
+def test_code_is_not_loaded_unless_allowed(
+    open_worker: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORKBENCH_ALLOW_CODE")
+    session = open_worker()
+    session.start("open")
+    wait(session, done(session))
+    assert "loading code is off" in session.job.error.summary
+    assert "--allow-code" in session.job.error.hint
+
+
+def test_a_worker_that_cannot_start(open_worker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    session = open_worker()
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "failed"
+    assert "could not start" in session.job.error.summary
+
+
+def test_histograms_come_from_the_worker(open_worker: Open) -> None:
+    session = open_worker()
+    session.start("analyse")
+    wait(session, done(session))
+    assert session.job.state == "finished", session.job.error
+    session.histogram("conv2")
+    wait(session, lambda: session.histogram("conv2") is not None)
+    found = session.histogram("conv2")
+    assert found is not None
+    assert found.activation_counts.sum() == 2 * 8 * 6 * 8 * 8
+
+
+def test_an_idle_worker_goes(open_worker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "0.2")
+    session = open_worker()
+    session.start("open")
+    wait(session, done(session))
+    wait(session, lambda: worker_process(session.project.store) is None)
+    session.start("open")
+    wait(session, done(session))
+    assert session.job.state == "finished"

@@ -1,0 +1,99 @@
+"""Exported files in ONNX Runtime: their metric, and how fast they are beside each other."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor
+
+from workbench.engine.events import CancelToken, check
+
+MIN_ROUNDS, MAX_ROUNDS = 7, 50
+SECONDS = 1.0
+
+
+class OrtModel:
+    """An ONNX file that is called like a module: tensors in, tensor or tuple out.
+
+    A file with a fixed batch takes shorter batches too: they are filled up and cut again.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = self._session.get_inputs()
+
+    def feed(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
+        return {
+            meta.name: _fixed(np.ascontiguousarray(x.detach().cpu().numpy()), meta.shape)
+            for meta, x in zip(self._inputs, inputs, strict=False)
+        }
+
+    def run(self, feed: Mapping[str, Any]) -> list[Any]:
+        return list(self._session.run(None, dict(feed)))
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        count = len(inputs[0]) if inputs and inputs[0].dim() else None
+        feed = self.feed(inputs)
+        padded = {len(value) for value in feed.values() if value.ndim}
+        outputs = [torch.from_numpy(np.asarray(value)) for value in self.run(feed)]
+        if count is not None and count not in padded:
+            outputs = [value[:count] for value in outputs]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _fixed(value: Any, shape: Sequence[Any]) -> Any:
+    if value.ndim == 0 or not shape or not isinstance(shape[0], int) or len(value) >= shape[0]:
+        return value
+    missing = shape[0] - len(value)
+    return np.concatenate([value, np.repeat(value[-1:], missing, axis=0)])
+
+
+def latencies(
+    models: Mapping[str, OrtModel], inputs: Sequence[Tensor], *, cancel: CancelToken
+) -> dict[str, tuple[float, float]]:
+    """Median and interquartile range in milliseconds for one batch, file after file in turn.
+
+    Taking turns keeps a slow moment of the machine from counting against one file only.
+    """
+    feeds = {kind: model.feed(inputs) for kind, model in models.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in models}
+    for kind, model in models.items():
+        model.run(feeds[kind])
+    end = time.perf_counter() + SECONDS
+    rounds = 0
+    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
+        for kind, model in models.items():
+            check(cancel)
+            start = time.perf_counter()
+            model.run(feeds[kind])
+            times[kind].append(1000.0 * (time.perf_counter() - start))
+        rounds += 1
+    results = {}
+    for kind, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        results[kind] = (middle, high - low)
+    return results
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of an ONNX file together with its external data."""
+    return path.stat().st_size + sum(
+        other.stat().st_size
+        for other in path.parent.glob(f"{_escape(path.stem)}*")
+        if other.name != path.name and other.suffix != ".onnx" and other.is_file()
+    )
+
+
+def _escape(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)

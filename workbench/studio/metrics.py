@@ -1,0 +1,172 @@
+"""How good are a network's outputs: top-1, PSNR, cosine similarity to the float outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.engine.errors import WrongType, WrongValue
+from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
+from workbench.studio.code import load_object
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Positional ``inputs`` of one call and what they should give, or None."""
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor | None = None
+
+
+Score = Callable[[Model, Iterable[tuple[tuple[Tensor, ...], Tensor | None]]], float]
+"""``metric(model, batches) -> float``: a higher value is better; ``batches`` can be read once."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    score: Score
+
+    def __call__(
+        self,
+        model: Model,
+        batches: Sequence[Batch],
+        *,
+        on_event: OnEvent | None = None,
+        cancel: CancelToken | None = None,
+    ) -> float:
+        """The metric of ``model``; ``WrongValue`` if it is not a finite number."""
+
+        def reporting() -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+            for done, batch in enumerate(batches):
+                check(cancel)
+                yield batch.inputs, batch.target
+                emit(on_event, Progress("evaluation", done + 1, len(batches)))
+
+        with torch.no_grad():
+            value = self.score(model, reporting())
+        check(cancel)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise WrongType(
+                f"the metric returned {type(value).__name__}, not a number",
+                where=self.name,
+                hint="Return one number, higher for a better model.",
+            ) from None
+        if not math.isfinite(number):
+            raise WrongValue(
+                f"the metric is {number}",
+                where=self.name,
+                hint="Check the model's outputs and the labels for NaN.",
+            )
+        return number
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor that built-in metrics look at: the output, or its first part."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        for part in output:
+            if isinstance(part, Tensor):
+                return part
+    raise WrongType(
+        f"the model returns {type(output).__name__}; the built-in metrics need a tensor",
+        where="metric",
+        hint="Give a metric of your own: metric(model, batches) -> float.",
+    )
+
+
+def top1(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> float:
+    """Share of samples whose largest output is at the label."""
+    right = count = 0
+    for inputs, target in batches:
+        if target is None:
+            raise WrongValue(
+                "top1 needs labels", where="metric", hint="Use cosine, or give data with labels."
+            )
+        output = first_tensor(model(*inputs))
+        right += int((output.argmax(dim=1).cpu() == target.cpu()).sum())
+        count += target.numel()
+    return right / count if count else math.nan
+
+
+def psnr(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> float:
+    """Peak signal-to-noise ratio in decibel for signals in [0, 1], over all samples together."""
+    squared, count = 0.0, 0
+    for inputs, target in batches:
+        wanted = inputs[0] if target is None else target
+        output = first_tensor(model(*inputs))
+        squared += float(((output.cpu().double() - wanted.cpu().double()) ** 2).sum())
+        count += output.numel()
+    if count == 0:
+        return math.nan
+    return 200.0 if squared == 0 else min(200.0, -10.0 * math.log10(squared / count))
+
+
+class CosineToFloat:
+    """Mean over samples of the cosine similarity of the outputs to the float network's."""
+
+    def __init__(self, reference: Model) -> None:
+        self._reference = reference
+
+    def __call__(
+        self, model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]
+    ) -> float:
+        total, count = 0.0, 0
+        for inputs, _ in batches:
+            wanted = first_tensor(self._reference(*inputs)).double().cpu()
+            output = first_tensor(model(*inputs)).double().cpu()
+            rows = max(1, wanted.shape[0]) if wanted.dim() else 1
+            a, b = wanted.reshape(rows, -1), output.reshape(rows, -1)
+            norms = a.norm(dim=1) * b.norm(dim=1)
+            cosine = torch.where(
+                norms > 0, (a * b).sum(dim=1) / norms, (a == b).all(dim=1).double()
+            )
+            total += float(cosine.sum())
+            count += rows
+        return total / count if count else math.nan
+
+
+BUILT_IN = ("top1", "psnr", "cosine")
+
+
+def resolve(
+    name: str, *, reference: Model, batches: Sequence[Batch], given: Score | None = None
+) -> Metric:
+    """The metric called ``name``; empty: top-1 with labels, else cosine to the float outputs.
+
+    Errors: ``WrongValue`` for an unknown name, ``CodeNotAllowed`` for a function of a module when
+    code loading is off.
+    """
+    if given is not None:
+        return Metric(name or getattr(given, "__name__", "metric"), given)
+    target = batches[0].target if batches else None
+    if not name:
+        name = "top1" if target is not None and not target.is_floating_point() else "cosine"
+    if name == "top1":
+        return Metric(name, top1)
+    if name == "psnr":
+        return Metric(name, psnr)
+    if name == "cosine":
+        return Metric(name, CosineToFloat(reference))
+    if ":" in name:
+        function = load_object(name, what="metric")
+        if not callable(function):
+            raise WrongType(f"{name} is not a function", where="metric")
+        return Metric(name, function)
+    raise WrongValue(
+        f"there is no metric {name!r}",
+        where="metric",
+        hint=f"Choose one of {', '.join(BUILT_IN)}, or package.module:function.",
+    )

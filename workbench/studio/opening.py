@@ -1,0 +1,262 @@
+"""``open_session``: from whatever the user has to a live session."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.studio import jobtable
+from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
+from workbench.studio.project import (
+    DataSpec,
+    Project,
+    ProjectSettings,
+    SourceSpec,
+    is_project,
+    safe_name,
+)
+from workbench.studio.session import Session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workbench.studio.sources import LiveSource
+
+RUNS = "runs"
+
+
+def open_session(
+    source: Any,
+    data: Any = None,
+    metric: Any = None,
+    project: str | Path | None = None,
+    *,
+    in_process: bool = True,
+    calibration_batches: int | None = None,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    wait: bool | None = None,
+) -> Session:
+    """Open a model or a project.
+
+    ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, ``package.module:factory``
+    (where code is allowed), or an existing project folder. ``data``: a loader whose batches are
+    inputs or (inputs, labels), a mapping with ``calibration`` and ``evaluation`` loaders, or the
+    path of an ``.npz``.
+    ``metric``: ``top1``, ``psnr``, ``cosine``, ``package.module:function``, or a function
+    ``metric(model, batches) -> float`` where higher is better. ``project``: the folder to keep all
+    in (default ``runs/<name>``); one that exists is continued.
+
+    ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
+    session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
+
+    Errors: ``NotBuilt`` for a kind of source that this version does not read, ``CodeNotAllowed``,
+    ``NotWritable``, and ``WrongValue`` for a folder that holds another model's project.
+    """
+    live: LiveSource | None = None
+    if isinstance(source, str | os.PathLike) and is_project(source):
+        if project is not None and Path(project).resolve() != Path(source).resolve():
+            raise WrongValue("source is a project already", where="project", hint="Leave it out.")
+        opened = Project.open(source)
+    else:
+        settings, live = _settings(
+            source, data, metric, calibration_batches, batch_size, threads, seed
+        )
+        if live is not None and not in_process:
+            raise WrongState(
+                "a model object lives in this process only",
+                where="source",
+                hint="Open it with in_process=True, or name a package.module:factory.",
+            )
+        opened = _project(settings, project)
+        if live is not None:
+            _keep_live(opened, live)
+    manager: JobManager | None = None
+    if not opened.read_only:
+        manager = ThreadManager(opened.folder, live) if in_process else WorkerManager(opened.folder)
+    session = Session(opened, manager)
+    if manager is not None and (live is not None or not len(session.layers)):
+        active = jobtable.latest(opened.store)
+        if active is None or not active.active or manager.look_after(active):
+            session.start("open", wait=in_process if wait is None else wait)
+    return session
+
+
+def _settings(
+    source: Any,
+    data: Any,
+    metric: Any,
+    calibration_batches: int | None,
+    batch_size: int | None,
+    threads: int | None,
+    seed: int,
+) -> tuple[ProjectSettings, LiveSource | None]:
+    spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
+    name, function = _metric_name(metric)
+    threads = threads or _default_threads()
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        kind = _source_kind(text)
+        data_spec = _data_spec(data, spec, kind, text)
+        title = safe_name(text.rsplit(":", 1)[-1])
+        settings = ProjectSettings(
+            title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed
+        )
+        if function is not None:
+            raise WrongType(
+                "a function as metric needs a model object as source",
+                where="metric",
+                hint="Name it as package.module:function, or pass the model itself.",
+            )
+        return settings, None
+    from torch import nn
+
+    from workbench.studio.batches import cut, stored_hint
+    from workbench.studio.sources import LiveSource
+
+    if not isinstance(source, nn.Module):
+        raise WrongType(
+            f"{type(source).__name__} is no source",
+            where="source",
+            hint="Give a zoo name, a torch.nn.Module, or a project folder.",
+        )
+    if data is None:
+        raise WrongValue("a model needs data to be calibrated", where="data", hint=stored_hint())
+    title = type(source).__name__
+    if isinstance(data, str | os.PathLike):
+        data_spec = _data_spec(data, spec, "live", title)
+        dataset = None
+    else:
+        dataset = cut(data, source, spec)
+        data_spec = DataSpec("stored", "", spec.batch_size, len(dataset.calibration))
+    settings = ProjectSettings(
+        safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads, seed=seed
+    )
+    return settings, LiveSource(source, dataset, function)
+
+
+def _source_kind(text: str) -> str:
+    from workbench import zoo
+    from workbench.studio.code import load_object
+    from workbench.studio.sources import OFFERED, refuse
+
+    if text in zoo.names():
+        return "zoo"
+    suffix = Path(text).suffix.lower()
+    if suffix in (".pt2", ".onnx"):
+        raise refuse(suffix[1:])
+    if suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
+        raise WrongValue(
+            f"{text} holds pickled objects, which are not opened as a model",
+            where="source",
+            hint=OFFERED,
+        )
+    if (Path(text) / "config.json").is_file():
+        raise refuse("hf")
+    if re.fullmatch(r"[\w.]+:[\w.]+", text):
+        load_object(text, what="source")
+        return "python"
+    known = ", ".join(zoo.names())
+    raise WrongValue(
+        f"{text!r} is neither an example nor a project folder",
+        where="source",
+        hint=f"Examples: {known}. {OFFERED}",
+    )
+
+
+def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
+    if data is None:
+        if kind != "zoo":
+            raise WrongValue(
+                "the model needs data", where="data", hint="Give an .npz path or a loader."
+            )
+        from workbench.zoo.data import BATCH_SIZE, CALIBRATION_SAMPLES
+
+        return DataSpec("zoo", name, BATCH_SIZE, CALIBRATION_SAMPLES // BATCH_SIZE)
+    if isinstance(data, str | os.PathLike):
+        text = os.fspath(data)
+        if text.lower().endswith(".npz"):
+            path = str(Path(text).expanduser().absolute())
+            return DataSpec("npz", path, spec.batch_size, spec.calibration_batches)
+        if re.fullmatch(r"[\w.]+:[\w.]+", text):
+            return DataSpec("python", text, spec.batch_size, spec.calibration_batches)
+        raise WrongValue(
+            f"{text!r} is no data",
+            where="data",
+            hint="Allowed: an .npz file, or package.module:loader where code is allowed.",
+        )
+    raise WrongType(
+        f"data is a {type(data).__name__}; with a named source it must be a path",
+        where="data",
+        hint="Pass the model object itself to use a loader object.",
+    )
+
+
+def _metric_name(metric: Any) -> tuple[str, Any]:
+    if metric is None:
+        return "", None
+    if isinstance(metric, str):
+        return metric, None
+    if callable(metric):
+        return safe_name(getattr(metric, "__name__", type(metric).__name__)), metric
+    raise WrongType(f"metric is {metric!r}; allowed: a name or a function", where="metric")
+
+
+def _default_threads() -> int:
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return max(1, (os.cpu_count() or 2) - 1)
+
+
+def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
+    path = Path(folder) if folder is not None else Path(RUNS) / settings.name
+    if not is_project(path):
+        return Project.create(path, settings=settings)
+    opened = Project.open(path)
+    old = opened.settings
+    if old.source != settings.source:
+        opened.close()
+        raise WrongValue(
+            f"the folder holds a project of {old.source.kind} {old.source.name!r}",
+            where=str(path),
+            hint="Choose another folder with project=...",
+        )
+    changes: dict[str, Any] = {}
+    if old.data != settings.data:
+        changes["data"] = settings.data
+    if settings.metric and old.metric != settings.metric:
+        changes["metric"] = settings.metric
+    if changes and not opened.read_only:
+        opened.update_settings(**changes)
+        if "metric" in changes:
+            opened.store.forget_results()
+    return opened
+
+
+def _keep_live(project: Project, live: LiveSource) -> None:
+    """Store what a live model's project needs elsewhere (decision 21)."""
+    from workbench.engine.files.atomic import replace_on_success
+    from workbench.studio.batches import write_stored
+
+    if project.read_only:
+        return
+    with replace_on_success(project.state_path) as temporary:
+        _save_weights(live.model, temporary)
+    if live.data is not None:
+        write_stored(project.data_path, live.data)
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    state = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+    }
+    save_file(state, path)

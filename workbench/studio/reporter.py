@@ -1,0 +1,204 @@
+"""From engine events to numbered rows of the store, a few times a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+import time
+from typing import Any
+
+from workbench.engine.events import (
+    BracketMoved,
+    CancelToken,
+    Event,
+    LayerMeasured,
+    Progress,
+    RankingKnown,
+    TrialFinished,
+    TrialStarted,
+)
+from workbench.studio import jobtable
+from workbench.studio.measurements import write_measurements
+from workbench.studio.store import Store, put_meta
+
+FLUSH_SECONDS = 0.2
+BEAT_SECONDS = 0.1
+UNITS = 100
+EVENTS_KEPT = 20_000
+
+
+class Reporter:
+    """``on_event`` of one job. Measurements and progress are merged between two writes.
+
+    ``stage`` names the step of several that the job is in; its progress is the job's.
+    """
+
+    def __init__(self, store: Store, job: int, *, stages: int = 1) -> None:
+        self._store = store
+        self._job = job
+        self._lock = threading.Lock()
+        self._stages = stages
+        self._stage = -1
+        self._steps = 0
+        self._fraction = 0.0
+        self._message = ""
+        self._known_length = True
+        self._began = time.monotonic()
+        self._last = 0.0
+        self._events: list[tuple[str, str, float]] = []
+        self._progress: Progress | None = None
+        self._measured: dict[str, LayerMeasured] = {}
+        self._meta: dict[str, Any] = {}
+        self._dirty = False
+        self.cancelling = False
+        self.settings: dict[str, str] | None = None
+        """Settings (see ``settings_key``) that measurements are made with."""
+
+    def stages(self, count: int) -> None:
+        self._stages = count
+
+    def stage(self, message: str, *, steps: int = 0, known_length: bool = True) -> None:
+        """The next step begins; ``steps`` is its length where events do not say it."""
+        with self._lock:
+            self._stage += 1
+            self._steps = steps
+            self._fraction = 0.0
+            self._message = message
+            self._known_length = known_length
+            self._dirty = True
+        self.flush()
+
+    def say_cancelling(self) -> None:
+        with self._lock:
+            self._dirty = self._dirty or not self.cancelling
+            self.cancelling = True
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._dirty = True
+            if isinstance(event, LayerMeasured):
+                self._measured[event.measurement.name] = event
+            elif isinstance(event, Progress):
+                self._progress = event
+                total = event.total or self._steps
+                if total:
+                    self._fraction = min(1.0, event.done / total)
+            else:
+                self._keep(event)
+            due = time.monotonic() - self._last >= FLUSH_SECONDS
+        if due:
+            self.flush()
+
+    def _keep(self, event: Event) -> None:
+        self._events.append((type(event).__name__, _payload(event), time.time()))
+        if isinstance(event, BracketMoved):
+            self._meta["bracket"] = [event.low, event.high]
+        elif isinstance(event, RankingKnown):
+            self._meta["ranking"] = [name for name, _ in event.ranking]
+        elif isinstance(event, TrialStarted):
+            count = len(event.float_layers)
+            self._message = f"trial {event.trial}: {count} layers float"
+        elif isinstance(event, TrialFinished) and event.metric is not None:
+            self._message = f"trial {event.trial}: metric {event.metric:.4f}"
+
+    def flush(self) -> None:
+        """Write what has come in since the last time, in one transaction."""
+        with self._lock:
+            if not self._dirty:
+                return
+            self._dirty = False
+            self._last = time.monotonic()
+            now = time.time()
+            events = self._events
+            events += [("LayerMeasured", _payload(m), now) for m in self._measured.values()]
+            if self._progress is not None:
+                events.append(("Progress", _payload(self._progress), now))
+            measured = [m.measurement for m in self._measured.values()]
+            meta = self._meta
+            self._events, self._measured, self._meta, self._progress = [], {}, {}, None
+            done, total, left = self._position()
+            message = self._message
+            if self.cancelling:
+                message = f"cancelling, waiting for: {message}"
+            with self._store.write() as connection:
+                connection.execute(
+                    "UPDATE jobs SET done = ?, total = ?, message = ?, seconds_left = ? "
+                    "WHERE id = ? AND state = 'running'",
+                    (done, total, message, left, self._job),
+                )
+                connection.executemany(
+                    "INSERT INTO events (job, kind, payload, time) VALUES (?, ?, ?, ?)",
+                    [(self._job, *event) for event in events],
+                )
+                if measured:
+                    write_measurements(
+                        connection,
+                        [(m.name, m.cosine, m.sqnr_db, m.accumulated_cosine) for m in measured],
+                        self.settings,
+                    )
+                put_meta(connection, meta)
+
+    def _position(self) -> tuple[int, int, float | None]:
+        if not self._known_length:
+            return 0, 0, None
+        stage = max(self._stage, 0)
+        done = min(UNITS * self._stages, int(UNITS * (stage + self._fraction)))
+        total = UNITS * self._stages
+        share = done / total
+        elapsed = time.monotonic() - self._began
+        left = elapsed * (1 - share) / share if share > 0.05 else None
+        return done, total, left
+
+
+class Heart:
+    """A thread beside a job: passes a cancel on, and flushes progress while the engine is busy."""
+
+    def __init__(self, store: Store, job: int, cancel: CancelToken, reporter: Reporter) -> None:
+        self._store, self._job, self._cancel, self._reporter = store, job, cancel, reporter
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"job {job} heart", daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        while not self._stop.wait(BEAT_SECONDS):
+            if jobtable.cancel_requested(self._store, self._job):
+                self._cancel.cancel()
+                self._reporter.say_cancelling()
+            if time.monotonic() - last >= FLUSH_SECONDS:
+                last = time.monotonic()
+                self._reporter.flush()
+
+
+def trim_events(store: Store) -> None:
+    """Keep the newest events; projects live long and history is in the trials."""
+    with store.write() as connection:
+        connection.execute(
+            "DELETE FROM events WHERE seq <= (SELECT max(seq) FROM events) - ?", (EVENTS_KEPT,)
+        )
+
+
+def _payload(event: Event) -> str:
+    return json.dumps(_clean(dataclasses.asdict(event)))
+
+
+def _clean(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)

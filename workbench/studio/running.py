@@ -1,0 +1,59 @@
+"""Run one job to its end, whatever that is, in the thread that calls."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.engine.errors import Cancelled, WorkbenchError
+from workbench.engine.events import CancelToken
+from workbench.studio import jobtable
+from workbench.studio.reporter import Heart, Reporter, trim_events
+from workbench.studio.state import ErrorText
+from workbench.studio.tasks import TASKS, Run
+from workbench.studio.workspace import Workspace, threads
+
+log = logging.getLogger("workbench.studio.jobs")
+
+
+def run_job(workspace: Workspace, job: int, kind: str, args: Mapping[str, Any]) -> None:
+    """Run a claimed job; its end, good or bad, is written to the store."""
+    store = workspace.project.store
+    cancel = CancelToken()
+    reporter = Reporter(store, job)
+    state, error = "finished", None
+    with Heart(store, job, cancel, reporter):
+        try:
+            with workspace.lock, threads(workspace.project.settings.threads):
+                TASKS[kind](Run(workspace, job, args, reporter, cancel))
+        except Cancelled:
+            state = "cancelled"
+        except Exception as problem:  # a job must end in the table, not in a stack trace
+            state, error = "failed", describe(problem, kind)
+            log.warning("job %d (%s) failed", job, kind, exc_info=problem)
+    try:
+        reporter.flush()
+        trim_events(store)
+    finally:
+        jobtable.finish(store, job, state, error)
+
+
+def describe(problem: Exception, kind: str) -> ErrorText:
+    """An exception in one sentence, what to do next, and the stack trace to fold away."""
+    details = "".join(traceback.format_exception(problem))[-20_000:]
+    if isinstance(problem, WorkbenchError):
+        text = f"{problem.where}: {problem.message}" if problem.where else problem.message
+        return ErrorText(text, problem.hint, details)
+    if isinstance(problem, MemoryError):
+        return ErrorText(
+            "there is not enough memory", "Use fewer or smaller calibration batches.", details
+        )
+    text = f"{type(problem).__name__}: {problem}" if str(problem) else type(problem).__name__
+    return ErrorText(
+        text[:500],
+        f"The {kind} job stopped there; what was finished before is kept. The details show where "
+        "it happened.",
+        details,
+    )

@@ -1,0 +1,163 @@
+"""``log.py``: the project's state as the Python script that makes it again.
+
+Only what differs from the defaults is written, so that a project is about a dozen lines.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench.studio import ptq
+from workbench.studio.project import Project, safe_name
+
+if TYPE_CHECKING:
+    from workbench.studio.figures import Figures
+
+_PLACES = {
+    "act_bits": ("activation_quant_params", "num_bits"),
+    "act_algo": ("activation_quant_params", "act_algo"),
+    "wts_bits": ("weight_quant_params", "num_bits"),
+    "wts_algo": ("weight_quant_params", "wts_algo"),
+    "channel_wise": ("weight_quant_params", "channel_wise"),
+}
+
+
+def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> str:
+    """The script; run it anywhere, it writes into the folder ``reproduced``."""
+    settings = project.settings
+    name = safe_name(settings.name)
+    uses_json = bool(_option_lines(table, figures))
+    imports = ["import json"] if uses_json else []
+    imports += ["from pathlib import Path", "", "import torch", ""]
+    imports += ["import workbench.engine as engine"]
+    source_imports, source_lines = _source(project, figures.batch_num)
+    lines = [
+        f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
+        "",
+        *imports,
+        *source_imports,
+        "",
+        f"torch.set_num_threads({settings.threads})",
+        *source_lines,
+        "",
+        'out = Path("reproduced")',
+        "out.mkdir(exist_ok=True)",
+        'names = ("ptq.json", "ptq.record.txt", "ptq.onnx")',
+        "config, record, graph = (str(out / name) for name in names)",
+        *_config_lines(table, figures),
+        *_option_lines(table, figures),
+        "calibration = engine.quantize_model("
+        f"config, graph, record, model, batches[0]{_seed(settings.seed)})",
+        "for batch in batches:",
+        "    calibration(*batch)",
+        f"engine.save_model(graph, record, str(out / {name!r}))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _seed(seed: int) -> str:
+    return f", seed={seed}" if seed else ""
+
+
+def _plain(text: str) -> str:
+    return "".join(c for c in text if c.isprintable() and c not in '"\\')
+
+
+def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
+    source, data = project.settings.source, project.settings.data
+    folder = str(project.folder)
+    imports: list[str] = []
+    lines: list[str] = []
+    if source.kind == "zoo":
+        imports.append("from workbench import zoo")
+        lines += [f"example = zoo.load({source.name!r})", "model = example.model"]
+    elif source.kind == "python":
+        module, _, attribute = source.name.partition(":")
+        imports.append(f"import {module}")
+        arguments = ", ".join(f"{key}={value!r}" for key, value in source.arguments.items())
+        lines.append(f"model = {module}.{attribute}({arguments}).eval()")
+    else:
+        imports.append("from safetensors.torch import load_file")
+        lines += [
+            f"model = ...  # fill in: build your {_plain(source.name)} here",
+            f"model.load_state_dict(load_file({folder + '/model.safetensors'!r}))",
+            "model.eval()",
+        ]
+    if data.kind == "zoo" and source.kind == "zoo":
+        lines.append(
+            "batches = [(x,) for x in "
+            f"example.data.calibration.split({data.batch_size})[:{batch_num}]]"
+        )
+    elif data.kind == "stored":
+        imports.insert(0, "import numpy as np")
+        lines += _stored_lines(project.data_path, batch_num)
+    elif data.kind == "npz":
+        imports.insert(0, "import numpy as np")
+        path = str(project.folder / Path(data.name).expanduser())
+        lines += [
+            f"arrays = np.load({path!r})",
+            'names = [n for n in arrays.files if n != "labels"]',
+            f"splits = [torch.from_numpy(arrays[n]).split({data.batch_size}) for n in names]",
+            f"batches = list(zip(*splits))[:{batch_num}]",
+        ]
+    else:
+        lines.append(f"batches = ...  # fill in: {batch_num} tuples of inputs, from {data.name!r}")
+    return imports, lines
+
+
+def _stored_lines(path: Path, batch_num: int) -> list[str]:
+    return [
+        f"arrays = np.load({str(path)!r})",
+        "batches = [",
+        "    tuple(torch.from_numpy(arrays[n]) for n in arrays.files "
+        'if n.startswith(f"calibration_{i}_"))',
+        f"    for i in range({batch_num})",
+        "]",
+    ]
+
+
+def _config_lines(table: pd.DataFrame, figures: Figures) -> list[str]:
+    skipped: list[str] = []
+    if not table.empty:
+        skipped = table[table["eligible"] & ~table["quant_enable"]]["name"].tolist()
+    call = f"engine.create_quant_config(config, model, batches[0], batch_num={figures.batch_num}"
+    if not skipped:
+        return [f"{call})"]
+    names = ", ".join(repr(name) for name in skipped)
+    if len(names) < 60:
+        return [f"skip = [{names}]", f"{call}, skip_layers=skip)"]
+    return ["skip = [", *(f"    {name!r}," for name in skipped), "]", f"{call}, skip_layers=skip)"]
+
+
+def _option_lines(table: pd.DataFrame, figures: Figures) -> list[str]:
+    """Settings that differ from the generated configuration, as edits of its JSON."""
+    if table.empty or not table["eligible"].any():
+        return []
+    generated = figures.generated_columns()
+    columns = ptq.columns_of(table)
+    edits: list[tuple[str, str, str, Any]] = []
+    for row, (name, eligible, kind) in enumerate(
+        zip(table["name"], table["eligible"], table["type"], strict=True)
+    ):
+        if not eligible:
+            continue
+        for column, (group, key) in _PLACES.items():
+            if kind == "AvgPool2d" and group == "weight_quant_params":
+                continue
+            if columns[column][row] != generated[column][row]:
+                edits.append((name, group, key, columns[column][row]))
+    if not edits:
+        return []
+    lines = ["settings = json.loads(Path(config).read_text())"]
+    same = {(group, key, value) for _, group, key, value in edits}
+    if len(same) == 1 and len(edits) > 3:
+        ((group, key, value),) = same
+        names = json.dumps([name for name, *_ in edits], ensure_ascii=False)
+        lines += [f"for name in {names}:", f"    settings[name][{group!r}][{key!r}] = {value!r}"]
+    else:
+        lines += [f"settings[{n!r}][{group!r}][{key!r}] = {v!r}" for n, group, key, v in edits]
+    return [*lines, "Path(config).write_text(json.dumps(settings))"]

@@ -1,0 +1,426 @@
+"""One window's live view onto a project: what pages and widgets bind to."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import param
+
+from workbench.engine.errors import WrongState, WrongValue
+from workbench.studio import edits, jobtable, results
+from workbench.studio.columns import OPTIONS, checked, refusal
+from workbench.studio.config_view import ConfigView
+from workbench.studio.edits import CellEdit
+from workbench.studio.flushing import ProjectFiles
+from workbench.studio.measurements import Measurement
+from workbench.studio.project import Project
+from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
+from workbench.studio.store import Cells
+from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements
+from workbench.studio.waiting import wait_for
+
+if TYPE_CHECKING:
+    from workbench.engine.analysis.histograms import LayerHistogram
+    from workbench.engine.files.config import QuantConfig
+    from workbench.engine.graph.layers import LayerInfo
+    from workbench.studio.jobs import JobManager
+
+__all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summary"]
+
+LIVENESS_SECONDS = 0.5
+
+
+class Session(param.Parameterized):
+    """The live state a window binds to.
+
+    Params change only in ``poll()`` and in the edit methods, always together in one batch, and
+    tables are replaced, never changed in place. Safe to call from several threads; watchers run
+    in the thread that called. Everything kept is in ``project``; two sessions on one project, in
+    one process or in two, see each other's edits at their next ``poll()``.
+    """
+
+    layers = param.Parameter(doc="DataFrame of all layers, in execution order.")
+    revision = param.Integer(0, doc="Of the configuration; grows with every edit of any window.")
+    change = param.Parameter(None, doc="The last change batch.")
+    summary = param.Parameter(Summary(), doc="The figures at the top.")
+    job = param.Parameter(None, doc="The running job, or the last one.")
+    trials = param.Parameter(doc="DataFrame of all trials of the project.")
+    bracket = param.Parameter(None, doc="Search: lowest and highest number of float layers left.")
+    ranking = param.Parameter((), doc="Layer names, most sensitive first.")
+    exports = param.Parameter(None, doc="What the last export wrote.")
+    can_undo = param.Boolean(False)
+    can_redo = param.Boolean(False)
+    notice = param.String("", doc="A sentence for the user: overtaken by another window, ...")
+
+    def __init__(self, project: Project, manager: JobManager | None = None) -> None:
+        super().__init__(layers=pd.DataFrame(), trials=results.no_trials())
+        self.project = project
+        self._manager = manager
+        self._lock = threading.RLock()
+        self._tick = -1
+        self._infos: list[LayerInfo] = []
+        self._row_of: dict[str, int] = {}
+        self._measured: dict[tuple[str, str], Measurement] = {}
+        self._measured_seq = 0
+        self._last_trial = 0
+        self._meta: dict[str, str] = {}
+        self._figures = results.Figures(project)
+        self._last_liveness = 0.0
+        self._files = ProjectFiles(project, self._texts)
+        self._disposed = False
+        self.config = ConfigView(self)
+        self.poll()
+
+    # -- reading ------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._row_of)
+
+    @property
+    def read_only(self) -> bool:
+        return self.project.read_only
+
+    def row(self, name: str) -> int:
+        """The row of a layer; ``WrongValue`` if there is no such layer."""
+        try:
+            return self._row_of[name]
+        except KeyError:
+            close = [n for n in self._row_of if name and (name in n or n in name)][:3]
+            raise WrongValue(
+                f"there is no layer {name!r}",
+                where="layers",
+                hint=f"Did you mean {', '.join(close)}?" if close else "See session.layers.",
+            ) from None
+
+    @staticmethod
+    def options(column: str) -> tuple[Any, ...]:
+        """What a menu of ``column`` offers."""
+        return OPTIONS.get(column, (False, True))
+
+    def poll(self) -> bool:
+        """Apply what happened since the last call, from any window or job; True if anything did."""
+        with self._lock:
+            if self._disposed:
+                return False
+            store = self.project.store
+            tick, revision = store.head()
+            if tick == self._tick:
+                if not self._look_after_job():
+                    self._files.when_quiet(self.revision)
+                    return False
+                tick, revision = store.head()
+            updates: dict[str, Any] = {}
+            if revision != self.revision or self._tick < 0:
+                self._files.edited()
+                self._follow_configuration(revision, updates)
+            self._follow_results(updates)
+            self._tick = tick
+            self._refresh_summary(updates)
+            self._publish(updates)
+            self._look_after_job()
+            return bool(updates)
+
+    def _follow_configuration(self, revision: int, updates: dict[str, Any]) -> None:
+        store = self.project.store
+        batches = None
+        if self._tick >= 0 and self._infos:
+            batches = edits.changes_since(store, self.revision, revision)
+        if batches is None:
+            self._reload(updates)
+            return
+        table = self.layers
+        for cells in batches:
+            table = self._with_cells(table, cells)
+        updates["layers"] = table
+        updates["revision"] = revision
+        updates["change"] = results.merged_change(batches, revision)
+        updates["can_undo"], updates["can_redo"] = edits.stacks(store)
+
+    def _reload(self, updates: dict[str, Any]) -> None:
+        store = self.project.store
+        revision, columns = store.configuration()
+        self._infos = store.layers()
+        self._row_of = {layer.name: row for row, layer in enumerate(self._infos)}
+        rows = store.measurements()
+        self._measured = {(m.name, m.settings): m for m in rows}
+        self._measured_seq = max((m.seq for m in rows), default=0)
+        table = build_table(self._infos, columns, store.weight_ranges(), self._measured)
+        self._figures.reset(self._infos, table)
+        self._last_trial = 0
+        updates["trials"] = results.no_trials()
+        updates["layers"] = table
+        updates["revision"] = revision
+        updates["change"] = Change("", (), (), revision)
+        updates["can_undo"], updates["can_redo"] = edits.stacks(store)
+
+    def _with_cells(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+        table = with_cells(table, cells)
+        rows = sorted({row for c, (found, _) in cells.items() if c in SETTINGS for row in found})
+        if rows:
+            table = with_measurements(table, self._measured, rows)
+        changed = {row for found, _ in cells.values() for row in found}
+        self._figures.edit(table, sorted(changed))
+        return table
+
+    def _follow_results(self, updates: dict[str, Any]) -> None:
+        store = self.project.store
+        fresh = store.measurements(self._measured_seq)
+        if fresh:
+            self._measured_seq = max(m.seq for m in fresh)
+            self._measured.update({(m.name, m.settings): m for m in fresh})
+            rows = [self._row_of[m.name] for m in fresh if m.name in self._row_of]
+            table = updates.get("layers", self.layers)
+            updates["layers"] = with_measurements(table, self._measured, sorted(set(rows)))
+        job = jobtable.latest(store)
+        if job != self.job:
+            updates["job"] = job
+        trials = results.new_trials(store, self._last_trial)
+        if trials:
+            self._last_trial = trials[-1].id
+            updates["trials"] = results.with_trials(updates.get("trials", self.trials), trials)
+            self._figures.learn(trials)
+        for key, value in results.changed_meta(store, self._meta).items():
+            if key == "figures":
+                self._figures.known(value)
+            else:
+                updates[key] = value
+
+    def _refresh_summary(self, updates: dict[str, Any]) -> None:
+        table = updates.get("layers", self.layers)
+        summary = self._figures.summary(table)
+        if not results.same_summary(summary, self.summary):
+            updates["summary"] = summary
+
+    def _publish(self, updates: dict[str, Any]) -> None:
+        if updates:
+            self.param.update(**updates)
+
+    def _look_after_job(self) -> bool:
+        """Twice a second: has the process of the running job died?  True if that was new."""
+        job = self.job
+        if job is None or not job.active or self.read_only:
+            return False
+        now = time.monotonic()
+        if now - self._last_liveness < LIVENESS_SECONDS:
+            return False
+        self._last_liveness = now
+        if self._manager is not None:
+            return self._manager.look_after(job)
+        return jobtable.fail_if_dead(self.project.store, job.id)
+
+    # -- editing ------------------------------------------------------------------------------
+
+    def toggle(self, name: str, column: str = "quant_enable") -> None:
+        """Turn a flag of one layer over, as this window sees it."""
+        value = not bool(self.layers[column].iloc[self.row(name)])
+        self._edit([name], column, value, f"{name}: {column} = {value}")
+
+    def set_flag(self, names: Iterable[str], value: bool, column: str = "quant_enable") -> None:
+        """Set a flag of many layers in one step; layers that cannot be quantised are left out."""
+        names = list(names)
+        self._edit(names, column, value, f"{len(names)} layers: {column} = {value}")
+
+    def set_option(self, names: Iterable[str], column: str, value: Any) -> None:
+        """Set any editable column of many layers in one step."""
+        names = list(names)
+        self._edit(names, column, value, f"{len(names)} layers: {column} = {value}")
+
+    def skip_worse_than(self, cosine: float) -> int:
+        """Leave every layer float whose cosine similarity is below ``cosine``; returns how many."""
+        table = self.layers
+        worse = table[(table["cosine"] < cosine) & table["quant_enable"]]["name"].tolist()
+        if worse:
+            self._edit(worse, "quant_enable", False, f"skip {len(worse)} worse than {cosine:g}")
+        return len(worse)
+
+    def set_float_layers(self, names: Iterable[str]) -> None:
+        """Leave exactly these layers float and quantise all others, for example a trial's."""
+        floating = set(names)
+        for name in floating:
+            self.row(name)
+        with self._lock:
+            table = self.layers
+            wanted = table["eligible"] & ~table["name"].isin(floating)
+            rows = [int(i) for i in (wanted != table["quant_enable"]).to_numpy().nonzero()[0]]
+            values = [bool(wanted.iloc[row]) for row in rows]
+            self._apply("quant_enable", rows, values, f"float: {len(floating)} layers")
+
+    def _edit(self, names: Sequence[str], column: str, value: Any, label: str) -> None:
+        value = checked(column, value)
+        with self._lock:
+            table = self.layers
+            rows = list(dict.fromkeys(self.row(name) for name in names))
+            refused = ""
+            allowed: list[int] = []
+            for row in rows:
+                reason = refusal(self._infos[row], column, value)
+                if reason:
+                    refused = refused or f"{table['name'].iloc[row]}: {reason}"
+                else:
+                    allowed.append(row)
+            if refused and len(rows) == 1:
+                raise WrongValue(refused, where=column, hint="Choose another layer.")
+            self._apply(column, allowed, [value] * len(allowed), label)
+
+    def _apply(self, column: str, rows: Sequence[int], values: Sequence[Any], label: str) -> None:
+        table = self.layers
+        seen_column = table[column].to_numpy()
+        pairs = [(row, value) for row, value in zip(rows, values, strict=True)]
+        pairs = [(row, value) for row, value in pairs if seen_column[row] != value]
+        if not pairs:
+            return
+        seen = tuple(_plain(seen_column[row]) for row, _ in pairs)
+        edit = CellEdit(column, tuple(r for r, _ in pairs), seen, tuple(v for _, v in pairs))
+        result = edits.apply_edit(
+            self.project.store, [edit], label=label, base_revision=self.revision
+        )
+        if result.overtaken:
+            self.notice = (
+                f"{result.overtaken} of {len(pairs)} changes were overtaken by another window, "
+                "whose values stay"
+            )
+        self.poll()
+
+    def undo(self) -> None:
+        """Take the project's newest edit back, whichever window made it."""
+        edits.undo(self.project.store)
+        self.poll()
+
+    def redo(self) -> None:
+        edits.redo(self.project.store)
+        self.poll()
+
+    # -- jobs ---------------------------------------------------------------------------------
+
+    def analyse(self, *, wait: bool = True) -> None:
+        """Calibrate, measure every layer's similarity, and evaluate float and all quantised."""
+        self.start("analyse", wait=wait)
+
+    def evaluate(self, *, wait: bool = True) -> None:
+        """Calibrate and evaluate the configuration as it is now."""
+        self.start("evaluate", wait=wait)
+
+    def auto_calibrate(
+        self,
+        *,
+        max_loss: float = 0.005,
+        strategy: str = "BinarySearch",
+        sensitivity: str = "CosineSimilarity",
+        wait: bool = True,
+    ) -> None:
+        """Search the fewest layers that must stay float for a loss of at most ``max_loss``.
+
+        The accepted configuration becomes the project's, as one edit that can be undone.
+        """
+        self.start(
+            "search",
+            wait=wait,
+            max_loss=float(max_loss),
+            strategy=strategy,
+            sensitivity=sensitivity,
+        )
+
+    def export(self, prefix: str | None = None, *, wait: bool = True) -> None:
+        """Write the ONNX files, measure them in ONNX Runtime and check that they agree.
+
+        ``prefix`` is a folder and the beginning of the file names; None: ``exports/<project>`` in
+        the project.
+        """
+        target = None if prefix is None else os.path.join(os.getcwd(), prefix)
+        self.start("export", wait=wait, prefix=target)
+
+    def start(self, kind: str, *, wait: bool = False, **args: Any) -> None:
+        """Start a job; with ``wait`` return when it is finished.
+
+        A KeyboardInterrupt while waiting cancels the job; what was finished is kept. Errors:
+        ``JobActive`` while another one runs, and with ``wait`` ``JobFailed`` or ``Cancelled``.
+        """
+        if self._manager is None:
+            raise WrongState(
+                "this session only looks on; it cannot start jobs",
+                where=kind,
+                hint="Open the project with workbench.open.",
+            )
+        self.flush()
+        job = self._manager.submit(kind, args)
+        self.poll()
+        if wait:
+            wait_for(self, job)
+
+    def cancel(self) -> None:
+        """Ask the running job to stop; in a worker process it ends within a second."""
+        job = jobtable.latest(self.project.store)
+        if job is None or not job.active:
+            return
+        if self._manager is not None:
+            self._manager.cancel(job)
+        else:
+            jobtable.request_cancel(self.project.store, job.id)
+        self.poll()
+
+    # -- files --------------------------------------------------------------------------------
+
+    def quant_config(self) -> QuantConfig:
+        """The configuration as the engine takes it."""
+        with self._lock:
+            return self._figures.config()
+
+    def config_json(self) -> str:
+        """The exact text of ``ptq.json``."""
+        return self.quant_config().to_json()
+
+    def flush(self) -> None:
+        """Bring ``ptq.json`` and ``log.py`` up to date with the configuration, if they are not."""
+        self._files.flush()
+
+    def _texts(self) -> tuple[int, QuantConfig, str] | None:
+        """(revision, configuration, script) of one moment, None if there is nothing to write."""
+        with self._lock:
+            if not any(layer.eligible for layer in self._infos):
+                return None
+            return self.revision, self.quant_config(), self.script()
+
+    def script(self) -> str:
+        """The Python script that does all of this again."""
+        from workbench.studio.script import project_script
+
+        with self._lock:
+            return project_script(self.project, self.layers, self._figures)
+
+    def histogram(self, name: str) -> LayerHistogram | None:
+        """Distributions of one layer, or None while they are not known.
+
+        In a worker process they are asked for in the background: None now, and a later ``poll()``
+        returns True when they have come. Needs a calibration (``analyse``).
+        """
+        self.row(name)
+        found = results.stored_histogram(self.project.store, name)
+        if found is None and self._manager is not None and not self.read_only:
+            found = self._manager.histogram(name)
+        return found
+
+    def dispose(self) -> None:
+        """Write what is not written yet and let go of the project; the job goes on."""
+        with self._lock:
+            if self._disposed:
+                return
+            try:
+                self.flush()
+            finally:
+                self._disposed = True
+                if self._manager is not None:
+                    self._manager.release()
+                self.project.close()
+
+    def __repr__(self) -> str:
+        return f"<Session of {self.project.name!r} in {self.project.folder}>"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

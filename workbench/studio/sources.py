@@ -1,0 +1,252 @@
+"""Where a project's model and data come from, loaded and ready to run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
+from workbench.engine.graph.capture import copy_model
+from workbench.studio import metrics
+from workbench.studio.batches import DataSet, cut, read_npz, read_stored, stored_hint
+from workbench.studio.code import load_object
+from workbench.studio.errors import NotBuilt
+from workbench.studio.metrics import Batch, Metric, Score
+from workbench.studio.project import DataSpec, Project, SourceSpec
+
+OFFERED = (
+    "This version opens an example of workbench.zoo by name, a model object "
+    "(workbench.open(model, data=loader)), package.module:factory where code is allowed, and a "
+    "project folder."
+)
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """What only this process has: the user's own objects."""
+
+    model: nn.Module
+    data: DataSet | None = None
+    metric: Score | None = None
+
+
+@dataclass
+class LoadedSource:
+    """A model in evaluation mode with its data and metric.
+
+    ``calibration`` are input tuples; ``evaluation`` batches with their targets.
+    """
+
+    title: str
+    data_title: str
+    model: nn.Module
+    calibration: list[tuple[Tensor, ...]]
+    evaluation: list[Batch]
+    metric: Metric
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        return self.calibration[0]
+
+
+def load_source(project: Project, live: LiveSource | None = None) -> LoadedSource:
+    """Load the model, the data and the metric that ``project.toml`` names.
+
+    Errors: ``WrongState`` for a live model that is not in this process, ``NotBuilt`` for a kind
+    that this version does not read, and what loading the parts raises.
+    """
+    settings = project.settings
+    model, title, zoo_data, zoo_metric = _load_model(project, live)
+    model.eval()
+    data = _load_data(project, model, zoo_data, live)
+    if not data.calibration:
+        raise WrongValue(
+            "the data has no batch", where="data", hint="Give a loader that yields at least one."
+        )
+    reference = copy_model(model)
+    metric = metrics.resolve(
+        settings.metric or zoo_metric,
+        reference=reference,
+        batches=data.evaluation,
+        given=live.metric if live else None,
+    )
+    loaded = LoadedSource(
+        title=title,
+        data_title=_describe(data),
+        model=model,
+        calibration=data.calibration,
+        evaluation=data.evaluation,
+        metric=metric,
+        notices=list(data.notices),
+    )
+    try_one_batch(loaded)
+    return loaded
+
+
+def _load_model(
+    project: Project, live: LiveSource | None
+) -> tuple[nn.Module, str, DataSet | None, str]:
+    source = project.source
+    if live is not None:
+        return live.model, source.name or type(live.model).__name__, None, ""
+    if source.kind == "zoo":
+        return _load_zoo(source, project.settings.data)
+    if source.kind == "python":
+        return _load_factory(project), source.name, None, ""
+    if source.kind == "live":
+        raise WrongState(
+            f"the project was made from a {source.name} object of another Python process",
+            where="source",
+            hint="Results, configuration and exports can be looked at here. To calculate, open it "
+            "again with workbench.open(model, data=loader, project=folder), or name a "
+            "package.module:factory as its source.",
+        )
+    if source.kind == "none":
+        raise WrongState(
+            "the project has no model", where="source", hint="Choose one on the Model page."
+        )
+    raise refuse(source.kind)
+
+
+def refuse(kind: str) -> NotBuilt:
+    names = {
+        "pt2": "Exported programs (.pt2)",
+        "onnx": "ONNX files",
+        "hf": "Hugging Face folders",
+    }
+    return NotBuilt(f"{names.get(kind, kind)} cannot be opened yet", where="source", hint=OFFERED)
+
+
+def _load_zoo(source: SourceSpec, spec: DataSpec) -> tuple[nn.Module, str, DataSet, str]:
+    from workbench import zoo
+
+    try:
+        example = zoo.load(source.name)
+    except ValueError as error:
+        raise WrongValue(str(error), where="source.name") from error
+    calibration: list[tuple[Tensor, ...]] = [
+        (x,) for x in torch.split(example.data.calibration, spec.batch_size)
+    ]
+    targets = torch.split(example.data.targets, spec.batch_size)
+    pictures = torch.split(example.data.evaluation, spec.batch_size)
+    evaluation = [Batch((x,), y) for x, y in zip(pictures, targets, strict=True)]
+    data = DataSet(calibration[: spec.calibration_batches], evaluation, name="digits")
+    return example.model, example.title, data, example.metric
+
+
+def _load_factory(project: Project) -> nn.Module:
+    source = project.source
+    factory = load_object(source.name, what="source")
+    try:
+        model = factory(**dict(source.arguments))
+    except TypeError as error:
+        raise WrongValue(
+            f"{source.name} cannot be called with {dict(source.arguments)} ({error})",
+            where="source.arguments",
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise WrongType(
+            f"{source.name} returned {type(model).__name__}, not a torch.nn.Module", where="source"
+        )
+    weights = project.folder / source.weights if source.weights else project.state_path
+    if source.weights or weights.exists():
+        model.load_state_dict(read_weights(weights))
+    return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from ``.safetensors``, or a torch file read with ``weights_only``."""
+    if not path.is_file():
+        raise MissingFile("the file of weights is not there", where=str(path))
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own zoo of errors; the file is at fault
+        raise WrongValue(
+            f"the weights cannot be read ({type(error).__name__}: {str(error)[:300]})",
+            where=str(path),
+            hint="Save them with safetensors, or with torch.save(model.state_dict(), path).",
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WrongValue(
+            "the file holds more than a state dict",
+            where=str(path),
+            hint="Save only model.state_dict().",
+        )
+    return state
+
+
+def _load_data(
+    project: Project, model: nn.Module, zoo_data: DataSet | None, live: LiveSource | None
+) -> DataSet:
+    spec = project.settings.data
+    if live is not None and live.data is not None:
+        return live.data
+    if spec.kind == "zoo" and zoo_data is not None:
+        return zoo_data
+    if spec.kind == "npz":
+        path = project.folder / Path(spec.name).expanduser()
+        return read_npz(path, input_names(model), spec)
+    if spec.kind == "stored":
+        return read_stored(project.data_path)
+    if spec.kind == "python":
+        loader = load_object(spec.name, what="data")
+        return cut(loader() if callable(loader) else loader, model, spec)
+    raise WrongState("the project has no data", where="data", hint=stored_hint())
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """Names of the positional parameters of ``forward``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def try_one_batch(loaded: LoadedSource) -> None:
+    """Run one batch, so that data that does not fit is said in words before any long work."""
+    inputs = loaded.example
+    with torch.no_grad():
+        try:
+            output = copy_model(loaded.model)(*inputs)
+        except Exception as error:  # whatever the user's forward raises
+            shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
+            raise WrongValue(
+                f"the model cannot be run on a batch of {shapes} "
+                f"({type(error).__name__}: {str(error)[:300]})",
+                where="data",
+                hint=_transpose_hint(inputs),
+            ) from error
+    if not _finite(output):
+        loaded.notices.append("The float model's output holds NaN or infinity.")
+
+
+def _transpose_hint(inputs: Sequence[Tensor]) -> str:
+    for x in inputs:
+        if x.dim() == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+            size = "×".join(map(str, x.shape[1:]))
+            wanted = "×".join(map(str, (x.shape[3], x.shape[1], x.shape[2])))
+            return f"The file has {size}; the model may want {wanted}: transpose?"
+    return "Compare the data's shape and type with what the model expects."
+
+
+def _finite(output: Any) -> bool:
+    if isinstance(output, Tensor):
+        return not output.is_floating_point() or bool(torch.isfinite(output).all())
+    if isinstance(output, list | tuple):
+        return all(_finite(part) for part in output)
+    return True
+
+
+def _describe(data: DataSet) -> str:
+    samples = sum(len(batch.inputs[0]) for batch in data.evaluation)
+    calibration = sum(len(batch[0]) for batch in data.calibration)
+    return f"{data.name}, {samples} samples, calibrated with {calibration}"

@@ -1,0 +1,395 @@
+"""The bodies of the jobs, the same in a worker process and in a thread."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.events import (
+    CancelToken,
+    Event,
+    LayerMeasured,
+    LayerMeasurement,
+    TrialFinished,
+)
+from workbench.engine.export.torch_module import to_fake_quant
+from workbench.engine.files.record import write_record
+from workbench.engine.files.sidecar import write_sidecar
+from workbench.engine.flows.calibration import Calibration
+from workbench.studio import edits
+from workbench.studio.edits import CellEdit
+from workbench.studio.measurements import settings_key
+from workbench.studio.project import write_whole
+from workbench.studio.reporter import Reporter
+from workbench.studio.sources import LoadedSource
+from workbench.studio.store import Store
+from workbench.studio.table import SETTINGS
+from workbench.studio.workspace import Configuration, Workspace
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a job: what it works on, what was asked, whom it tells, who can stop it."""
+
+    workspace: Workspace
+    job: int
+    args: Mapping[str, Any]
+    report: Reporter
+    cancel: CancelToken
+
+    @property
+    def store(self) -> Store:
+        return self.workspace.project.store
+
+    @property
+    def source(self) -> LoadedSource:
+        return self.workspace.source
+
+
+Task = Callable[[Run], None]
+
+
+def open_model(run: Run) -> None:
+    """Load the model and its data, capture the graph, list the layers."""
+    run.report.stages(2)
+    ensure_open(run.workspace, run.report)
+
+
+def ensure_open(workspace: Workspace, report: Reporter) -> None:
+    """Make the store agree with the model; results of another model or data are dropped."""
+    store = workspace.project.store
+    report.stage("loading the model and the data")
+    source = workspace.source
+    report.stage("capturing the graph")
+    captured = workspace.capture(report)
+    layers = list(captured.layers.values())
+    digest = workspace.digest
+    figures = store.get("figures") or {}
+    if (
+        store.layers() != layers
+        or store.get("model_digest") != digest
+        or store.get("batch_num") != workspace.batch_num
+    ):
+        store.forget_results()
+        store.put(batch_num=workspace.batch_num, model_digest=digest)
+        ranges = {
+            layer.name: _weight_range(captured.module.get_submodule(layer.name))
+            for layer in layers
+            if layer.has_weight
+        }
+        size = sum(p.numel() * p.element_size() for p in source.model.parameters())
+        store.write_layers(
+            layers,
+            weight_ranges={name: value for name, value in ranges.items() if value is not None},
+            float_bytes=size,
+        )
+        figures = {}
+    notices = [*source.notices, *captured.notices]
+    known = {
+        **figures,
+        "model": source.title,
+        "data": source.data_title,
+        "metric_name": source.metric.name,
+        "notices": notices,
+    }
+    if known != figures:
+        store.put(figures=known)
+    if not any(layer.eligible for layer in layers):
+        return
+    if not workspace.project.config_path.exists():
+        write_whole(workspace.project.config_path, workspace.configuration().config.to_json())
+
+
+def _weight_range(module: nn.Module) -> float | None:
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.numel() == 0:
+        return None
+    return float(weight.detach().max() - weight.detach().min())
+
+
+def analyse(run: Run) -> None:
+    """Calibrate everything, measure each layer, evaluate float and everything quantised.
+
+    Layers that are switched off are measured too, so that a click shows what it costs.
+    """
+    run.report.stages(7)
+    ensure_open(run.workspace, run.report)
+    source, store = run.source, run.store
+    _require_eligible(run.workspace)
+    wanted = run.workspace.configuration(everything=True)
+    run.report.settings = _settings(run.workspace, wanted)
+    run.report.stage("calibrating all layers")
+    calibration = run.workspace.calibrate(wanted, on_event=run.report, cancel=run.cancel)
+    store.put(record_layers=len(calibration.finalize().layers))
+    run.report.stage("measuring each layer", steps=len(source.calibration))
+    measured = _measure(calibration, source.calibration, run.report, run.cancel)
+    run.report.stage("measuring the error that has built up")
+    _measure_accumulated(calibration, source.calibration[0], measured, run.report, run.cancel)
+    run.report.stage("evaluating the float model")
+    metric_float = evaluate_float(run)
+    run.report.stage("evaluating with everything quantised")
+    metric_all = _evaluate(run, calibration, wanted, "all", "all")
+    figures = store.get("figures") or {}
+    by_error = sorted(measured, key=lambda name: measured[name].cosine)
+    run.report.flush()
+    store.put(
+        figures={**figures, "metric_float": metric_float, "metric_all": metric_all},
+        ranking=by_error,
+    )
+
+
+def _measure(
+    calibration: Calibration,
+    batches: Sequence[tuple[Any, ...]],
+    report: Reporter,
+    cancel: CancelToken,
+) -> dict[str, LayerMeasurement]:
+    from workbench.engine.analysis.similarity import measure_layers
+
+    return measure_layers(
+        calibration.folded, calibration.finalize(), batches, on_event=report, cancel=cancel
+    )
+
+
+def _measure_accumulated(
+    calibration: Calibration,
+    batch: tuple[Any, ...],
+    measured: Mapping[str, LayerMeasurement],
+    report: Reporter,
+    cancel: CancelToken,
+) -> None:
+    from workbench.engine.analysis.similarity import accumulated_cosine
+
+    found = accumulated_cosine(calibration.folded, calibration.finalize(), batch, cancel=cancel)
+    for name, cosine in found.items():
+        if name in measured:
+            one = measured[name]
+            report(LayerMeasured(LayerMeasurement(name, one.cosine, one.sqnr_db, cosine)))
+
+
+def evaluate_float(run: Run) -> float:
+    """The float model's metric, measured once per project."""
+    store, source = run.store, run.source
+    known = (store.get("figures") or {}).get("metric_float")
+    if known is not None:
+        return float(known)
+    start = time.perf_counter()
+    metric = source.metric(source.model, source.evaluation, on_event=run.report, cancel=run.cancel)
+    floats = [layer.name for layer in run.workspace.layers if layer.eligible]
+    store.add_trial(
+        run.job, phase="original", kind="float", metric=metric, loss=0.0, satisfied=True,
+        seconds=time.perf_counter() - start, float_layers=floats, config_hash="float",
+    )  # fmt: skip
+    store.put(figures={**(store.get("figures") or {}), "metric_float": metric})
+    return metric
+
+
+def _evaluate(
+    run: Run, calibration: Calibration, wanted: Configuration, phase: str, kind: str
+) -> float:
+    """The metric of a calibrated configuration, and a row in the project's trials."""
+    source, store = run.source, run.store
+    start = time.perf_counter()
+    quantized = to_fake_quant(calibration.folded, calibration.finalize())
+    metric = source.metric(quantized, source.evaluation, on_event=run.report, cancel=run.cancel)
+    known = (store.get("figures") or {}).get("metric_float")
+    store.add_trial(
+        run.job, phase=phase, kind=kind, metric=metric,
+        loss=None if known is None else float(known) - metric, satisfied=True,
+        seconds=time.perf_counter() - start,
+        float_layers=_float_layers(run.workspace, wanted.columns), config_hash=wanted.hash,
+    )  # fmt: skip
+    return metric
+
+
+def evaluate(run: Run) -> None:
+    """Calibrate and evaluate the configuration as it is; its record becomes the project's."""
+    run.report.stages(5)
+    ensure_open(run.workspace, run.report)
+    _require_eligible(run.workspace)
+    wanted = run.workspace.configuration()
+    _require_enabled(wanted)
+    run.report.stage("calibrating")
+    calibration = run.workspace.calibrate(wanted, on_event=run.report, cancel=run.cancel)
+    keep_record(run.workspace, calibration, wanted)
+    run.report.stage("evaluating the float model")
+    evaluate_float(run)
+    run.report.stage("evaluating")
+    _evaluate(run, calibration, wanted, "evaluate", "final")
+
+
+def keep_record(workspace: Workspace, calibration: Calibration, wanted: Configuration) -> None:
+    """Write ``ptq.json`` and the record that belongs to it."""
+    project = workspace.project
+    write_whole(project.config_path, wanted.config.to_json())
+    write_record(project.record_path, calibration.finalize())
+    write_sidecar(project.record_path, calibration.sidecar())
+    project.store.put(record_hash=wanted.hash)
+
+
+def search(run: Run) -> None:
+    """Find the fewest layers that must stay float; the answer becomes the configuration."""
+    from workbench.engine.search.auto_calibration import search_configuration
+    from workbench.studio.evaluator import StudioEvaluator
+
+    max_loss = _number(run.args.get("max_loss", 0.005), "max_loss")
+    run.report.stages(3)
+    ensure_open(run.workspace, run.report)
+    store = run.store
+    _require_eligible(run.workspace)
+    wanted = run.workspace.configuration(everything=True)
+    store.put(bracket=None, ranking=[], search={"max_loss": max_loss})
+    run.report.stage("searching", known_length=False)
+
+    def on_event(event: Event) -> None:
+        run.report(event)
+        if isinstance(event, TrialFinished):
+            _keep_trial(run, wanted, event)
+
+    result = search_configuration(
+        run.source.model,
+        run.workspace.capture(),
+        wanted.config,
+        StudioEvaluator(run.source, max_loss, on_event, run.cancel),
+        strategy=run.args.get("strategy", "BinarySearch"),
+        sensitivity=run.args.get("sensitivity", "CosineSimilarity"),
+        seed=run.workspace.project.settings.seed,
+        on_event=on_event,
+        cancel=run.cancel,
+    )
+    run.report.flush()
+    accepted = dict(wanted.columns)
+    flags = [
+        layer.name in result.config.layers and result.config.layers[layer.name].quant_enable
+        for layer in run.workspace.layers
+    ]
+    accepted["quant_enable"] = flags
+    _apply(run.workspace, flags)
+    final = run.workspace.with_columns(0, accepted)
+    if result.calibration is not None:
+        run.workspace.keep(final.hash, result.calibration)
+        keep_record(run.workspace, result.calibration, final)
+
+
+def _keep_trial(run: Run, wanted: Configuration, event: TrialFinished) -> None:
+    store = run.store
+    kind = {"original": "float", "all": "all", "final": "final"}.get(event.phase, "probe")
+    floating = set(event.float_layers)
+    columns = dict(wanted.columns)
+    columns["quant_enable"] = [
+        layer.eligible and layer.name not in floating for layer in run.workspace.layers
+    ]
+    config_hash = "float" if kind == "float" else run.workspace.with_columns(0, columns).hash
+    store.add_trial(
+        run.job, phase=event.phase, kind=kind, metric=event.metric,
+        loss=event.loss, satisfied=event.satisfied, seconds=event.seconds,
+        float_layers=_float_layers(run.workspace, columns), config_hash=config_hash,
+    )  # fmt: skip
+    key = {"float": "metric_float", "all": "metric_all"}.get(kind)
+    if key and event.metric is not None:
+        store.put(figures={**(store.get("figures") or {}), key: event.metric})
+
+
+def _apply(workspace: Workspace, flags: Sequence[bool]) -> None:
+    """Make ``flags`` the configuration, as one edit that a user can undo."""
+    store = workspace.project.store
+    revision, columns = store.configuration()
+    rows = tuple(range(len(flags)))
+    edit = CellEdit("quant_enable", rows, tuple(columns["quant_enable"]), tuple(flags))
+    edits.apply_edit(store, [edit], label="auto-calibration", base_revision=revision)
+
+
+def export(run: Run) -> None:
+    """Write the ONNX files, measure them in ONNX Runtime, check that they agree."""
+    from workbench.engine.export.onnx_file import save_onnx
+    from workbench.engine.export.save import save_model
+    from workbench.engine.flows.ptq import modified_onnx
+    from workbench.studio.exporting import check_and_measure, export_prefix, write_float
+
+    run.report.stages(9)
+    ensure_open(run.workspace, run.report)
+    project = run.workspace.project
+    prefix = export_prefix(project, run.args.get("prefix"))
+    _require_eligible(run.workspace)
+    wanted = run.workspace.configuration()
+    _require_enabled(wanted)
+    run.report.stage("calibrating")
+    calibration = run.workspace.calibrate(wanted, on_event=run.report, cancel=run.cancel)
+    keep_record(run.workspace, calibration, wanted)
+    run.report.stage("writing the files")
+    try:
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        with tempfile.TemporaryDirectory(dir=project.folder, prefix=".export-") as folder:
+            modified = os.path.join(folder, "modified.onnx")
+            save_onnx(modified_onnx(calibration), modified, suffix=".external")
+            save_model(
+                modified, str(project.record_path), prefix, on_event=run.report, cancel=run.cancel
+            )
+        float_path = write_float(run.workspace, prefix)
+    except OSError as error:
+        from workbench.studio.project import not_writable
+
+        raise not_writable(Path(prefix).parent, error) from error
+    result = check_and_measure(
+        run.workspace, calibration, prefix, float_path, report=run.report, cancel=run.cancel
+    )
+    project.store.put(exports=json.loads(json.dumps(asdict(result))))
+
+
+def _settings(workspace: Workspace, wanted: Configuration) -> dict[str, str]:
+    parts = [wanted.columns[column] for column in SETTINGS]
+    return {
+        layer.name: settings_key(*(part[row] for part in parts))
+        for row, layer in enumerate(workspace.layers)
+    }
+
+
+def _float_layers(workspace: Workspace, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    return [
+        layer.name
+        for layer, on in zip(workspace.layers, columns["quant_enable"], strict=True)
+        if layer.eligible and not on
+    ]
+
+
+def _require_enabled(wanted: Configuration) -> None:
+    if not any(wanted.columns["quant_enable"]):
+        raise WrongState(
+            "every layer is switched off, so there is nothing to quantise",
+            where="configuration",
+            hint="Switch at least one layer on.",
+        )
+
+
+def _require_eligible(workspace: Workspace) -> None:
+    if not any(layer.eligible for layer in workspace.layers):
+        reasons = sorted({layer.reason for layer in workspace.layers if layer.reason})
+        raise WrongState(
+            "no layer of this model can be quantised",
+            where="model",
+            hint="Reasons: " + "; ".join(reasons[:5]) if reasons else "It has no such layers.",
+        )
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise WrongValue(f"{name} is {value!r}; allowed: a number of at least 0", where="search")
+    return float(value)
+
+
+TASKS: dict[str, Task] = {
+    "open": open_model,
+    "analyse": analyse,
+    "search": search,
+    "evaluate": evaluate,
+    "export": export,
+}

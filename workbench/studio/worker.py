@@ -1,0 +1,125 @@
+"""The project's worker process: ``python -m workbench.studio.worker FOLDER``.
+
+It holds the model, takes queued jobs from the project one after another, and goes when there was
+nothing to do for some minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from workbench.engine.errors import WorkbenchError
+from workbench.studio import jobtable
+from workbench.studio.project import Project
+from workbench.studio.store import Store
+
+log = logging.getLogger("workbench.studio.worker")
+
+IDLE_SECONDS = float(os.environ.get("WORKBENCH_WORKER_IDLE", "300"))
+LOOK_SECONDS = 0.05
+BEAT_SECONDS = 1.0
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m workbench.studio.worker FOLDER\n")
+        return 2
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    project = Project.open(Path(arguments[0]))
+    if not take_over(project.store):
+        return 0
+    # Everything heavy is imported after the lock, so that a second worker is gone at once.
+    from workbench.studio.workspace import Workspace
+
+    threading.Thread(target=_beat, args=(project,), daemon=True).start()
+    serve(Workspace(project))
+    return 0
+
+
+def take_over(store: Store) -> bool:
+    """Become the project's worker; False if there is a living one."""
+    pid = os.getpid()
+    with store.write() as connection:
+        row = connection.execute("SELECT pid, pid_created FROM worker").fetchone()
+        if row is not None and jobtable.is_alive(int(row[0]), float(row[1])):
+            return False
+        connection.execute("DELETE FROM worker")
+        connection.execute(
+            "INSERT INTO worker VALUES (1, ?, ?, ?)", (pid, jobtable.created_at(pid), time.time())
+        )
+    return True
+
+
+def leave(store: Store) -> bool:
+    """Stop being the worker, unless a job has come in the meantime."""
+    with store.write() as connection:
+        cursor = connection.execute(
+            "DELETE FROM worker WHERE pid = ? AND NOT EXISTS "
+            "(SELECT 1 FROM jobs WHERE state = 'queued' AND runner = 'worker')",
+            (os.getpid(),),
+        )
+        return cursor.rowcount == 1
+
+
+def serve(workspace: object) -> None:
+    """Run jobs until nothing has happened for ``IDLE_SECONDS`` or the folder is gone."""
+    from workbench.studio.running import run_job
+    from workbench.studio.workspace import Workspace
+
+    assert isinstance(workspace, Workspace)
+    store = workspace.project.store
+    last = time.monotonic()
+    while True:
+        job, kind, args = jobtable.claim(store, runner="worker")
+        if job:
+            run_job(workspace, job, kind, args)
+            last = time.monotonic()
+        elif _serve_request(workspace):
+            last = time.monotonic()
+        elif time.monotonic() - last > IDLE_SECONDS:
+            if leave(store):
+                return
+            last = time.monotonic()
+        elif not (workspace.project.folder / "project.toml").exists():
+            return
+        else:
+            time.sleep(LOOK_SECONDS)
+
+
+def _serve_request(workspace: object) -> bool:
+    """Compute one layer's histograms if a window asks for it."""
+    from workbench.studio.inspecting import compute_histogram
+    from workbench.studio.workspace import Workspace
+
+    assert isinstance(workspace, Workspace)
+    store = workspace.project.store
+    row = store.connection.execute("SELECT name FROM requests ORDER BY time LIMIT 1").fetchone()
+    if row is None:
+        return False
+    try:
+        with workspace.lock:
+            compute_histogram(workspace, row[0])
+    except WorkbenchError as error:
+        log.warning("no histogram of %s: %s", row[0], error)
+    finally:
+        with store.write() as connection:
+            connection.execute("DELETE FROM requests WHERE name = ?", (row[0],))
+    return True
+
+
+def _beat(project: Project) -> None:
+    """Say once a second that this process lives, without waking the windows up."""
+    while True:
+        project.store.connection.execute(
+            "UPDATE worker SET heartbeat = ? WHERE pid = ?", (time.time(), os.getpid())
+        )
+        time.sleep(BEAT_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
