@@ -1,0 +1,178 @@
+"""The page in a real browser: first paint, and a toggle's round trip at 60 and 1,000 layers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from benchmarks.harness import Row, report, threads
+from workbench.engine.graph.layers import LayerInfo
+from workbench.studio.project import Project
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-renderer-backgrounding",
+]
+TARGETS = {60: 150.0, 1000: 300.0}
+
+CLICK_UNTIL_DONE = """
+([field, index]) => new Promise((resolve) => {
+  const all = (selector, root = document, found = []) => {
+    found.push(...root.querySelectorAll(selector));
+    for (const node of root.querySelectorAll('*')) {
+      if (node.shadowRoot) all(selector, node.shadowRoot, found);
+    }
+    return found;
+  };
+  const cell = () => all(`.tabulator-cell[tabulator-field='${field}']`)[index];
+  const readout = () => all('.wb-readout').at(-1).innerText;
+  const tick = cell().getAttribute('aria-checked'), text = readout();
+  const start = performance.now();
+  const wait = () => {
+    if (cell().getAttribute('aria-checked') !== tick && readout() !== text) {
+      resolve(performance.now() - start);
+    } else if (performance.now() - start > 10000) {
+      resolve(NaN);
+    } else {
+      setTimeout(wait, 2);
+    }
+  };
+  cell().click();
+  wait();
+})
+"""
+
+
+def layers(count: int) -> list[LayerInfo]:
+    return [
+        LayerInfo(
+            name=f"stage{i // 20}.block{i % 20}.conv",
+            type="Conv2d",
+            eligible=True,
+            reason="",
+            order=i,
+            calls=1,
+            input_shape=(0, 32, 16, 16),
+            output_shape=(0, 32, 16, 16),
+            weight_shape=(32, 32, 3, 3),
+            groups=1,
+            in_channels=32,
+            out_channels=32,
+            has_bias=True,
+            parameters=9248,
+            macs=2359296,
+        )
+        for i in range(count)
+    ]
+
+
+def prepare(home: Path) -> None:
+    for count in TARGETS:
+        project = Project.create(
+            home / "projects" / f"bench-{count}", layers=layers(count), float_bytes=count * 36992
+        )
+        project.store.write_measurements(
+            [(x.name, 1 - 10 ** -(2 + x.order % 4), 20.0, 0.999) for x in layers(count)]
+        )
+        project.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> float:
+    start = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - start > seconds:
+            raise TimeoutError
+        time.sleep(0.01)
+    return time.perf_counter() - start
+
+
+def measure(browser: Any, address: str) -> list[Row]:
+    rows = []
+    for count, target in TARGETS.items():
+        context = browser.new_context(viewport={"width": 1280, "height": 800})
+        page = context.new_page()
+        for label, bound in (("cold", 3.0), ("warm", 1.5)):
+            start = time.perf_counter()
+            page.goto(f"{address}/apps?project=bench-{count}", wait_until="commit")
+            page.locator(".tabulator-row").first.wait_for()
+            page.locator(".barlayer .point").first.wait_for(state="attached")
+            paint = time.perf_counter() - start
+            if count == 60:
+                figure = f"first useful paint, {label}, 60 layers"
+                rows.append(Row(figure, threads(), paint, "s", bound, "chart and table drawn"))
+        page.wait_for_timeout(1500)
+        times = [page.evaluate(CLICK_UNTIL_DONE, ["quant_enable", i % 3]) for i in range(15)]
+        rows.append(
+            Row(
+                f"toggle round trip, {count} layers",
+                threads(),
+                statistics.median(times),
+                "ms",
+                target,
+                f"table cell and top bar; slowest of 15: {max(times):.0f} ms",
+            )
+        )
+        context.close()
+    return rows
+
+
+def main() -> None:
+    home = Path(tempfile.mkdtemp())
+    prepare(home)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "panel", "serve", "apps/", "--port", str(port)],
+        cwd=ROOT,
+        env=dict(os.environ, WORKBENCH_HOME=str(home)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://localhost:{port}"
+
+    def answers() -> bool:
+        try:
+            urllib.request.urlopen(f"{address}/netron/", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    try:
+        until(answers)
+        with sync_playwright() as playwright:
+            executable = shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+            # The server's first page of all compiles its imports: that is its start, not a visit.
+            first = browser.new_page()
+            first.goto(f"{address}/apps?project=bench-60")
+            first.locator(".tabulator-row").first.wait_for()
+            first.close()
+            rows = measure(browser, address)
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()
