@@ -5,13 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PORT   ?= 5006
 
-.PHONY: app test test-all lint bench browser notebooks clean
+.PHONY: app test test-all lint bench browser notebooks screenshots clean
 .DEFAULT_GOAL := app
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,jupyter,dev]"
+	# An editable install puts no files into etc/jupyter: NetronView needs its routes switched on.
+	$(BIN)/jupyter server extension enable workbench.netron_server --sys-prefix 2>/dev/null
 	touch $@
 
 app: $(READY)
@@ -41,6 +43,9 @@ bench: $(READY)
 
 notebooks: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+screenshots: browser
+	$(BIN)/python docs/screenshots.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

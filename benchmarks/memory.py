@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.harness import Row, report, threads
+from benchmarks.harness import Row, report, settled, threads
 from workbench.engine import create_quant_config, quantize_model, save_model
 from workbench.zoo import architectures
 
@@ -23,8 +23,8 @@ BATCHES = 4
 def child(name: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(threads())
-    model = getattr(architectures, name)().eval()
     batch = torch.randn(8, 3, 224, 224)
+    model = settled(getattr(architectures, name)(), batch[:2])
     sizes: list[int] = []
     handles = [
         m.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * 4))

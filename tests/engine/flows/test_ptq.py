@@ -295,6 +295,20 @@ def test_nan_activations_name_the_layer(net, batches, files):
         model(batches[0] * float("nan"))
 
 
+def test_wrong_shaped_data_is_said_in_words(net, batches, files):
+    config, modified, record, _ = files
+    create_quant_config(config, net, (batches[0],))
+    model = quantize_model(config, modified, record, net, (batches[0],))
+    before = open(record).read()
+    with pytest.raises(ValueError, match=r"input x has \(4, 8, 8, 3\), captured was batch×3×8×8"):
+        model(batches[0].permute(0, 2, 3, 1))
+    assert open(record).read() == before
+    # Some layers have counted the failed batch: going on would mix it in.
+    with pytest.raises(RuntimeError, match="earlier batch failed"):
+        model(batches[0])
+    assert not model.calibration.is_done
+
+
 def test_an_unwritable_folder_is_refused_before_work(net, batches, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder is wanted")

@@ -20,7 +20,7 @@ from workbench.engine.algorithms.arq import (
     to_channel_first,
 )
 from workbench.engine.algorithms.ifmr import ActivationScale, IFMRObserver
-from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
 from workbench.engine.files.config import LayerConfig, QuantConfig, require_enabled
 from workbench.engine.files.record import LayerRecord, Record
@@ -28,7 +28,7 @@ from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.ranges import RangeRecorder, TapWatch
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
-from workbench.engine.graph.sources import input_names, input_sources
+from workbench.engine.graph.sources import input_names, input_shapes, input_sources
 from workbench.engine.numerics.half import to_half_precision
 
 log = logging.getLogger("workbench.engine.flows.calibration")
@@ -101,6 +101,7 @@ class Calibration:
         self._recorder = RangeRecorder()
         self._input_names = input_names(captured)
         self._batch = 0
+        self._broken = False
         self._record: Record | None = None
         self._groups = self._make_groups(memory_budget_mb, sample_limit)
         self.model = self._make_model()
@@ -185,9 +186,21 @@ class Calibration:
 
         def calibrating_forward(*args: Any, **kwargs: Any) -> Any:
             check(self._cancel)
+            if self._broken:
+                raise WrongState(
+                    "an earlier batch failed half-way, so the statistics are not whole",
+                    where="calibration",
+                    hint="Make the calibration model again.",
+                )
             with torch.no_grad():
                 self._see_inputs(args, kwargs)
-                output = watch.run(forward, *args, **kwargs)
+                try:
+                    output = watch.run(forward, *args, **kwargs)
+                except Exception as error:
+                    # Some layers have counted this batch and some have not.
+                    self._broken = not self.is_done
+                    self._explain(error, args, kwargs)
+                    raise
             self._batch_finished()
             return output
 
@@ -202,6 +215,24 @@ class Calibration:
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
             if isinstance(value, Tensor):
                 self._recorder.see(f"input:{name}", value)
+
+    def _explain(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise ``WrongValue`` when the failure comes with inputs of other shapes than captured."""
+        if isinstance(error, WorkbenchError):
+            return
+        given = dict((*zip(self._input_names, args, strict=False), *kwargs.items()))
+        for name, wanted in input_shapes(self.captured).items():
+            value = given.get(name)
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            same_rank = isinstance(shape, tuple) and len(shape) == len(wanted)
+            if same_rank and all(w in (0, n) for n, w in zip(shape, wanted, strict=True)):
+                continue
+            text = "×".join(str(n) if n else "batch" for n in wanted)
+            raise WrongValue(
+                f"the batch does not fit the model: input {name} has {shape}, captured was {text}",
+                where="calibration data",
+                hint="Give batches of that shape, or capture with an example of the new one.",
+            ) from error
 
     def _before(self, name: str) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -301,7 +332,7 @@ class Calibration:
         """
         if self._record is None:
             missing = self.missing()
-            if not (allow_fewer and all(missing.values())):
+            if self._broken or not (allow_fewer and all(missing.values())):
                 listed = ", ".join(
                     f"{name} ({n} of {self.config.batch_num})" for name, n in missing.items()
                 )

@@ -1,7 +1,8 @@
-"""Which tensor a layer reads, by its name in the captured graph."""
+"""Which tensor a layer reads, and which the model does, by their names in the captured graph."""
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.fx import Node
 
 from workbench.engine.graph.capture import Captured
@@ -26,6 +27,16 @@ def input_sources(captured: Captured) -> dict[str, str]:
         else:
             sources[name] = source.name
     return sources
+
+
+def input_shapes(captured: Captured) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor input as captured, 0 for a dynamic dimension."""
+    names = set(input_names(captured))
+    return {
+        node.name: tuple(n if isinstance(n, int) else 0 for n in node.meta["val"].shape)
+        for node in captured.program.graph.find_nodes(op="placeholder")
+        if node.name in names and isinstance(node.meta.get("val"), Tensor)
+    }
 
 
 def input_names(captured: Captured) -> tuple[str, ...]:

@@ -1,0 +1,92 @@
+"""Take the pictures in ``docs/images`` from the running app: every tab, light and dark."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+PROJECT = "digits-mobilenet-hard"
+TABS = ("Model", "Layers", "Search", "Export", "Code")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+def finished(page: Any) -> None:
+    """Wait until the running job has ended."""
+    cancel = page.get_by_role("button", name="Cancel")
+    cancel.wait_for(timeout=30_000)
+    cancel.wait_for(state="hidden", timeout=600_000)
+    page.wait_for_timeout(1500)
+
+
+def every_tab(page: Any, theme: str) -> None:
+    for tab in TABS:
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(6000 if tab == "Export" else 2000)
+        page.screenshot(path=IMAGES / f"{tab.lower()}-{theme}.png")
+
+
+def story(page: Any) -> None:
+    page.get_by_role("tab", name="Layers").click()
+    page.locator(".barlayer .point").first.wait_for(state="attached", timeout=120_000)
+    page.get_by_role("button", name="Analyse", exact=True).first.click()
+    finished(page)
+    page.screenshot(path=IMAGES / "analysed.png")
+    page.get_by_role("button", name="Auto-calibrate", exact=True).first.click()
+    finished(page)
+    page.get_by_role("button", name="Export", exact=True).first.click()
+    finished(page)
+    every_tab(page, "light")
+    page.get_by_role("button", name="Toggle theme").click()
+    page.wait_for_timeout(2000)
+    every_tab(page, "dark")
+
+
+def main() -> None:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    home = tempfile.mkdtemp()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "panel", "serve", "apps/", "--port", str(port)],
+        cwd=ROOT,
+        env=dict(os.environ, WORKBENCH_HOME=home),
+        start_new_session=True,
+    )
+    address = f"http://localhost:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/netron/", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        with sync_playwright() as playwright:
+            chromium = shutil.which("chromium")
+            browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(60_000)
+            page.goto(f"{address}/apps?project={PROJECT}")
+            story(page)
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
