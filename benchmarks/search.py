@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -64,6 +65,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
+        os.chdir(base)  # the history goes to ./amct_log
         inputs = (example.data.calibration[:2],)
         create_quant_config(str(base / "config.json"), example.model, inputs)
         start = time.perf_counter()
