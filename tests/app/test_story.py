@@ -1,0 +1,136 @@
+"""The three-minute story of the workbench, told to a real browser with the real engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location(
+    "app_helpers", Path(__file__).with_name("conftest.py")
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+helpers = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(helpers)
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+PROJECT = "digits-mobilenet-hard"
+
+
+def job_ends(page: Any, *, seconds: float = 240.0) -> None:
+    """Wait until no job runs: the action buttons are back."""
+    page.get_by_role("button", name="Cancel").wait_for(state="hidden", timeout=seconds * 1000)
+    helpers.wait_until(
+        lambda: page.get_by_role("button", name="Analyse", exact=True).is_enabled(), what="idle"
+    )
+    assert not page.get_by_role("alert").filter(has_text="✕").count(), page.get_by_role(
+        "alert"
+    ).first.inner_text()
+
+
+def start(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).first.click()
+    page.get_by_role("button", name="Cancel").wait_for()
+
+
+def below_line(page: Any) -> int:
+    found = re.match(r"(\d+) below", page.locator(".wb-count").inner_text())
+    return int(found[1]) if found else 0
+
+
+def drag_line(page: Any, pixels: int) -> list[str]:
+    """Drag the threshold line by ``pixels`` and return what the count said on the way."""
+    line = page.locator(".shapelayer path").first.bounding_box()
+    x, y = line["x"] + line["width"] * 0.62, line["y"] + line["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    said = []
+    for step in range(1, 11):
+        page.mouse.move(x, y + pixels * step / 10)
+        page.wait_for_timeout(40)
+        said.append(page.locator(".wb-count").inner_text())
+    page.mouse.up()
+    return said
+
+
+def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Path) -> None:
+    page = new_page(PROJECT, permissions=["clipboard-read", "clipboard-write"])
+    folder = workbench_home / "projects" / PROJECT
+    first, total = helpers.quantised(page)
+    assert first == total > 20
+
+    start(page, "Analyse")
+    job_ends(page)
+    assert re.search(r"\d\d\.\d %", page.locator(".wb-readout").first.inner_text())
+    worse = below_line(page)
+    assert worse >= 3
+
+    # The red bars are the tallest: click three of them.
+    tops = [helpers.bar(page, i).locator("path").first.bounding_box()["y"] for i in range(total)]
+    tallest = sorted(range(total), key=lambda i: tops[i])[:3]
+    for clicks, index in enumerate(tallest, start=1):
+        helpers.click_bar(page, index)
+        helpers.wait_until(
+            lambda clicks=clicks: helpers.quantised(page)[0] == total - clicks, what="bar clicked"
+        )
+    assert "predicted" in page.locator(".wb-readout").first.inner_text()
+    assert below_line(page) == worse - 3
+
+    # Dragged down, the line finds more and more layers worse, and counts while it moves.
+    said = drag_line(page, 85)
+    assert len(set(said)) > 2
+    helpers.wait_until(lambda: below_line(page) > worse - 3, what="more layers below the line")
+    count = below_line(page)
+    page.locator(".wb-count").click()
+    helpers.wait_until(
+        lambda: helpers.quantised(page)[0] == total - 3 - count, what="skipped below the line"
+    )
+    for left in (total - 3, total - 2, total - 1, total):
+        page.get_by_role("button", name="Undo").click()
+        helpers.wait_until(lambda left=left: helpers.quantised(page)[0] == left, what="undone")
+    assert page.get_by_role("button", name="Undo").is_disabled()
+
+    start(page, "Auto-calibrate")
+    page.wait_for_timeout(1500)
+    page.reload()  # in the middle of the search
+    page.locator(".tabulator-row").first.wait_for()
+    page.get_by_role("tab", name="Search").click()
+    job_ends(page)
+    page.get_by_text("Done").wait_for()
+    final, _ = helpers.quantised(page)
+    assert 0 < final < total
+
+    start(page, "Export")
+    job_ends(page)
+    page.get_by_role("tab", name="Export").click()
+    for kind in ("fake_quant", "deploy", "qdq"):
+        page.get_by_role("link", name=re.compile(kind)).wait_for()
+    assert page.get_by_text("✓").count()
+    with page.expect_download() as download:
+        page.get_by_role("link", name=re.compile("deploy")).click()
+    exported = next((folder / "exports").glob("*deploy*.onnx"))
+    assert Path(download.value.path()).read_bytes() == exported.read_bytes()
+
+    for frame in (page.frame_locator("iframe").nth(0), page.frame_locator("iframe").nth(1)):
+        frame.locator("[id^='node-name-']").first.wait_for(timeout=20_000)
+
+    page.get_by_role("button", name="Copy as Python").click()
+    page.get_by_role("button", name="Copy", exact=True).first.click()
+    page.get_by_text("Copied").first.wait_for()
+    script = tmp_path / "log.py"
+    script.write_text(page.evaluate("navigator.clipboard.readText()"), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, check=True, timeout=300, capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(helpers.ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    again = next(tmp_path.rglob("*record.txt"))
+    assert again.read_bytes() == (folder / "ptq.record.txt").read_bytes()

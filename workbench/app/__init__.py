@@ -1,0 +1,1 @@
+"""The page: layout and events, nothing computed."""

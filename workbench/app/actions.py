@@ -1,0 +1,108 @@
+"""Analyse, Auto-calibrate and Export, always in reach, and the job that runs now."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.job_notice import job_title
+from workbench.app.search_settings import SearchSettings
+from workbench.app.view import View
+from workbench.app.window import EXPORT_TAB, SEARCH_TAB, WindowState
+from workbench.charts import formats
+from workbench.studio.session import Session
+from workbench.studio.state import JobState
+
+
+def progress_text(job: JobState) -> str:
+    """``Analysing 12 of 30 · 8 s left``, as far as it is known."""
+    text = job_title(job.kind)
+    if job.state == "queued":
+        return f"{text} · {_('waiting for the worker')}"
+    if job.total:
+        text += f" {job.done} {_('of')} {job.total}"
+    if job.seconds_left is not None:
+        text += f" · {formats.duration(job.seconds_left)} {_('left')}"
+    elif job.started:
+        text += f" · {formats.duration(time.time() - job.started)}"
+    return text
+
+
+class Actions(View):
+    """The three buttons and, while a job runs, its progress and Cancel."""
+
+    def __init__(self, session: Session, window: WindowState, settings: SearchSettings) -> None:
+        super().__init__(session, window)
+        self.settings = settings
+        self.analyse = self._button(_("Analyse"), lambda: session.analyse(wait=False), None)
+        self.search = self._button(_("Auto-calibrate"), self.start_search, SEARCH_TAB)
+        self.export = self._button(_("Export"), lambda: session.export(wait=False), EXPORT_TAB)
+        self.text = ThemedHTML(
+            width=270,
+            align="center",
+            sizing_mode=None,
+            styles={"text-align": "right"},
+        )
+        self.bar = pmui.LinearProgress(
+            width=90, value=0, margin=(0, 8), align="center", label=_("Progress of the job")
+        )
+        self.cancel = pmui.Button(
+            label=_("Cancel"), variant="outlined", color="error", size="small", margin=(0, 8, 0, 0)
+        )
+        self.press(self.cancel, lambda: self.act(session.cancel))
+        self.running = pn.Row(
+            self.text, self.bar, self.cancel, margin=0, styles={"align-items": "center"}
+        )
+        self.watch(session, self.update, "job", "layers")
+        self.update()
+
+    def _button(self, label: str, action: Any, tab: int | None) -> Any:
+        button = pmui.Button(
+            label=label, icon="play_arrow", size="small", margin=(0, 4), disable_elevation=True
+        )
+
+        def clicked(_event: Any) -> None:
+            if self.act(action) and tab is not None:
+                self.window.tab = tab
+
+        button.on_click(clicked)
+        return button
+
+    def start_search(self) -> None:
+        self.session.auto_calibrate(**self.settings.arguments(), wait=False)
+
+    def update(self) -> None:
+        job = self.session.job
+        active = job is not None and job.active
+        empty = not len(self.session.layers)
+        for button in (self.analyse, self.search, self.export):
+            button.disabled = active or empty
+        self.running.visible = active
+        if job is not None and active:
+            self.text.fill(
+                f'<span role="status" title="{escape(job.message)}">'
+                f"{escape(progress_text(job))}</span>"
+            )
+            self.bar.variant = "determinate" if job.total else "indeterminate"
+            self.bar.value = round(100 * job.done / job.total) if job.total else -1
+
+    def __panel__(self) -> Any:
+        return pn.Row(
+            self.running,
+            self.analyse,
+            self.search,
+            self.export,
+            margin=0,
+            styles={
+                "align-items": "center",
+                "position": "absolute",
+                "right": "12px",
+                "top": "6px",
+                "z-index": "3",
+            },
+        )

@@ -1,0 +1,105 @@
+"""The script that does all of this again, and the configuration file, to read, copy and keep."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.copy_button import CopyButton
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.view import View
+from workbench.app.window import CODE_TAB, WindowState
+from workbench.engine.errors import WorkbenchError
+from workbench.studio.session import Session
+
+
+class ScriptView(View):
+    """The script with copy and download; ``refresh`` asks the session for it anew."""
+
+    def __init__(self, session: Session, window: WindowState, *, height: int) -> None:
+        super().__init__(session, window)
+        self.script = ""
+        self.text = ThemedHTML(height=height, styles={"overflow": "auto"})
+        self.copy = CopyButton(margin=0)
+        self.download = pmui.FileDownload(
+            callback=lambda: io.StringIO(self.script),
+            filename="log.py",
+            label=_("Download log.py"),
+            variant="outlined",
+            size="small",
+            margin=0,
+        )
+
+    def refresh(self) -> None:
+        try:
+            self.script = self.session.script()
+        except WorkbenchError as error:
+            self.script = ""
+            self.text.fill(f'<p class="wb-empty">{escape(str(error))}</p>')
+            return
+        self.copy.text = self.script
+        self.text.fill(f'<pre class="wb"><code>{escape(self.script)}</code></pre>')
+
+    def __panel__(self) -> Any:
+        return pn.Column(
+            pn.Row(
+                self.copy,
+                self.download,
+                margin=(4, 0, 8, 0),
+                styles={"align-items": "center", "gap": "8px"},
+            ),
+            self.text,
+            sizing_mode="stretch_width",
+            margin=0,
+        )
+
+
+class CodeTab(View):
+    """Script on the left, ``ptq.json`` on the right, both as they are now."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window)
+        self.view = ScriptView(session, window, height=560)
+        self.parts = [self.view]
+        self.json = ""
+        self.config = ThemedHTML(height=560, styles={"overflow": "auto"})
+        self.download = pmui.FileDownload(
+            callback=lambda: io.StringIO(self.json),
+            filename="ptq.json",
+            label=_("Download ptq.json"),
+            variant="outlined",
+            size="small",
+            margin=0,
+        )
+        self.watch(session, self.update, "layers", "trials", "exports", "revision")
+        self.watch(window, self.update, "tab")
+
+    def update(self) -> None:
+        """Written only while it is looked at: every edit would cost for nobody otherwise."""
+        if self.window.tab != CODE_TAB or not len(self.session.layers):
+            return
+        self.view.refresh()
+        try:
+            self.json = self.session.config_json()
+        except WorkbenchError as error:
+            self.json = ""
+            self.config.fill(f'<p class="wb-empty">{escape(str(error))}</p>')
+            return
+        self.config.fill(f'<pre class="wb"><code>{escape(self.json)}</code></pre>')
+
+    def __panel__(self) -> Any:
+        return pn.Row(
+            pn.Column(self.view, sizing_mode="stretch_width", margin=0),
+            pn.Column(
+                pn.Row(self.download, margin=(4, 0, 8, 0), styles={"align-items": "center"}),
+                self.config,
+                width=430,
+                margin=(0, 0, 0, 16),
+            ),
+            sizing_mode="stretch_width",
+            margin=(6, 14),
+        )

@@ -1,0 +1,130 @@
+"""What was written, what it measures in ONNX Runtime, whether the files agree, and the graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.downloads import download_url
+from workbench.app.graph_view import GraphView
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.job_notice import JobNotice
+from workbench.app.view import View
+from workbench.app.window import EXPORT_TAB, WindowState
+from workbench.charts import formats
+from workbench.studio.session import Session
+from workbench.studio.state import ExportedFile, ExportResult, ParityLine
+
+
+def kind_title(kind: str) -> str:
+    return {
+        "float": _("float"),
+        "fake_quant": _("fake-quant, for checking in ONNX Runtime"),
+        "deploy": _("deploy, integers for the accelerator"),
+        "qdq": _("QDQ, for ONNX Runtime and TensorRT"),
+    }.get(kind, kind)
+
+
+def _row(file: ExportedFile, metric_name: str, float_latency: float | None) -> str:
+    path = Path(file.path)
+    latency, speed = formats.UNKNOWN, ""
+    if file.latency_ms is not None:
+        latency = f"{file.latency_ms:.2f} ms"
+        if file.latency_spread_ms is not None:
+            latency += f" ± {file.latency_spread_ms:.2f}"
+        if float_latency and file.kind != "float" and file.latency_ms > 0:
+            speed = f"{float_latency / file.latency_ms:.2f}×"
+    metric = (
+        formats.metric(file.metric, metric_name)
+        if file.metric is not None
+        else _("integers: not run by ONNX Runtime")
+    )
+    link = download_url(path)
+    name = escape(path.name)
+    shown = f'<a href="{escape(link)}" download="{name}">{name}</a>' if link else name
+    return (
+        f'<tr><td>{shown}<div class="wb-muted">{escape(kind_title(file.kind))}</div></td>'
+        f"<td class='wb-number'>{formats.size(file.bytes)}</td>"
+        f"<td class='wb-number'>{file.ratio:.1f}×</td>"
+        f"<td class='wb-number'>{escape(metric)}</td>"
+        f"<td class='wb-number'>{escape(latency)}</td>"
+        f"<td class='wb-number'>{escape(speed)}</td></tr>"
+    )
+
+
+def _parity(line: ParityLine) -> str:
+    mark, tone = ("✓", "wb-good") if line.ok else ("✕", "wb-bad")
+    where = f" · {_('first at')} {line.first_layer}" if line.first_layer and not line.ok else ""
+    return f'<div class="{tone}">{mark} {escape(line.text + where)}</div>'
+
+
+def export_result(result: ExportResult | None, metric_name: str) -> str:
+    """Files with bytes, ratio, metric and latency against float; then the parity lines."""
+    if result is None or not result.files:
+        return (
+            f'<p class="wb-empty">{escape(_("Nothing exported yet. Export writes fake_quant, "))}'
+            f"{escape(_('deploy and qdq, runs them and checks that they agree.'))}</p>"
+        )
+    base = next((file.latency_ms for file in result.files if file.kind == "float"), None)
+    head = "".join(
+        f"<th class='{css}'>{escape(title)}</th>"
+        for title, css in (
+            (_("file"), ""),
+            (_("bytes"), "wb-number"),
+            (_("smaller"), "wb-number"),
+            (f"{formats.metric_title(metric_name)} {_('in ONNX Runtime')}", "wb-number"),
+            (_("latency"), "wb-number"),
+            (_("faster than float"), "wb-number"),
+        )
+    )
+    rows = "".join(_row(file, metric_name, base) for file in result.files)
+    parity = "".join(_parity(line) for line in result.parity)
+    return (
+        f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<div style="margin-top:10px">{parity}</div>'
+    )
+
+
+class ExportTab(View):
+    """Button, result, graphs side by side."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window, EXPORT_TAB)
+        self.state = JobNotice(session, window, ("open", "export"))
+        self.graphs = GraphView(session, window)
+        self.parts = [self.state, self.graphs]
+        self.button = pmui.Button(label=_("Export"), icon="play_arrow", size="small", margin=0)
+        self.press(self.button, lambda: self.act(lambda: session.export(wait=False)))
+        self.progress = ThemedHTML()
+        self.result = ThemedHTML()
+        self.watch(session, self.update, "exports", "job", "layers", "summary")
+        self.update()
+
+    def update(self) -> None:
+        job = self.session.job
+        active = job is not None and job.active
+        self.button.disabled = active or not len(self.session.layers)
+        text = ""
+        if job is not None and active and job.kind == "export":
+            text = f'<span role="status">{escape(job.message or _("Exporting"))} …</span>'
+        self.progress.fill(text)
+        self.result.fill(export_result(self.session.exports, self.session.summary.metric_name))
+
+    def __panel__(self) -> Any:
+        return pn.Column(
+            self.state,
+            pn.Row(
+                self.button,
+                self.progress,
+                margin=(6, 0),
+                styles={"align-items": "center", "gap": "12px"},
+            ),
+            self.result,
+            self.graphs,
+            sizing_mode="stretch_width",
+            margin=(0, 14, 10, 14),
+        )

@@ -1,0 +1,189 @@
+"""The table of the Layers tab: same layers, same order, same selection as the chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import panel as pn
+
+from workbench.app.i18n import _
+from workbench.app.rows import shown_layers
+from workbench.app.style import TABLE_CSS
+from workbench.app.view import View
+from workbench.app.window import LAYERS_TAB, WindowState
+from workbench.charts import formats
+from workbench.studio.columns import OPTIONS
+from workbench.studio.session import Session
+
+TICKS = ("quant_enable", "channel_wise")
+CHOSEN = "selected"
+MENUS = ("act_bits", "wts_bits")
+MOST_PATCHED = 32  # above this replacing the whole value is faster and keeps the scroll position
+
+STATE_ICONS = {"quantised": "●", "worse": "▲", "skipped": "○", "ineligible": "✕"}
+
+
+def titles() -> dict[str, str]:
+    return {
+        CHOSEN: "☑",
+        "name": _("name"),
+        "type": _("type"),
+        "shape": _("shape"),
+        "parameters": _("params"),
+        "mac_share": _("MACs"),
+        "quant_enable": _("quant"),
+        "channel_wise": _("per ch."),
+        "act_bits": _("act bits"),
+        "wts_bits": _("wts bits"),
+        "error": "1−cos",
+        "sqnr": "SQNR",
+        "state": _("state"),
+        "reason": _("why not"),
+    }
+
+
+WIDTHS = {
+    CHOSEN: 38, "name": 212, "type": 92, "shape": 92, "parameters": 66, "mac_share": 64,
+    "quant_enable": 58, "channel_wise": 64, "act_bits": 68, "wts_bits": 70, "error": 82,
+    "sqnr": 74, "state": 126, "reason": 150,
+}  # fmt: skip
+
+
+def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[str]) -> pd.DataFrame:
+    """The table as text and ticks, in the order shown, with a fresh row index."""
+    if not len(shown):
+        # Tabulator chooses how to show a column by its type, once: an empty table needs them too.
+        kinds = {**dict.fromkeys((CHOSEN, *TICKS), bool), **dict.fromkeys(MENUS, np.int64)}
+        return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, object)) for c in WIDTHS})
+    words = {
+        "quantised": _("quantised"),
+        "worse": _("below the line"),
+        "skipped": _("stays float"),
+        "ineligible": _("cannot be"),
+    }
+    states = [
+        "worse" if state == "quantised" and cosine < threshold else state
+        for state, cosine in zip(shown["state"], shown["cosine"], strict=True)
+    ]
+    chosen = set(selected)
+    frame = {
+        CHOSEN: np.array([name in chosen for name in shown["name"]], dtype=bool),
+        "name": shown["name"].to_numpy(dtype=object),
+        "type": shown["type"].to_numpy(dtype=object),
+        "shape": shown["shape"].to_numpy(dtype=object),
+        "parameters": [formats.count(value) for value in shown["parameters"].tolist()],
+        "mac_share": [f"{100 * share:.1f} %" for share in shown["mac_share"].tolist()],
+        "quant_enable": shown["quant_enable"].to_numpy(dtype=bool),
+        "channel_wise": shown["channel_wise"].to_numpy(dtype=bool),
+        "act_bits": shown["act_bits"].to_numpy(),
+        "wts_bits": shown["wts_bits"].to_numpy(),
+        "error": [
+            f"{error:.2e}" if math.isfinite(error) else formats.UNKNOWN
+            for error in shown["error"].tolist()
+        ],
+        "sqnr": [
+            f"{sqnr:.1f} dB" if math.isfinite(sqnr) else formats.UNKNOWN
+            for sqnr in shown["sqnr"].tolist()
+        ],
+        "state": [f"{STATE_ICONS[state]} {words[state]}" for state in states],
+        "reason": shown["reason"].to_numpy(dtype=object),
+    }
+    return pd.DataFrame(frame)
+
+
+def tick(on: str, off: str) -> dict[str, str]:
+    """Tabulator's formatter of a boolean; the cell says its state in ``aria-checked``."""
+    return {"type": "tickCross", "tickElement": on, "crossElement": off}
+
+
+def changed_cells(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[tuple[int, Any]]] | None:
+    """Cells in which two frames of the same layers differ; None if the rows are others."""
+    if len(old) != len(new) or not np.array_equal(old["name"].to_numpy(), new["name"].to_numpy()):
+        return None
+    found: dict[str, list[tuple[int, Any]]] = {}
+    for column in new.columns:
+        before, after = old[column].to_numpy(), new[column].to_numpy()
+        rows = np.flatnonzero(before != after)
+        if rows.size:
+            found[column] = [(int(row), _plain(after[row])) for row in rows]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+class LayerTable(View):
+    """A click on a tick toggles it; bits have a menu; the box on the left selects."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window, LAYERS_TAB)
+        editors = {column: None for column in WIDTHS if column not in MENUS}
+        editors |= {c: {"type": "list", "values": list(OPTIONS[c])} for c in MENUS}  # type: ignore[misc]
+        self.table = pn.widgets.Tabulator(
+            self._frame(),
+            show_index=False,
+            pagination=None,
+            selectable=False,
+            disabled=False,
+            editors=editors,
+            titles=titles(),
+            widths=WIDTHS,
+            text_align=dict.fromkeys((*TICKS, *MENUS), "center")
+            | dict.fromkeys(("parameters", "mac_share", "error", "sqnr"), "right"),
+            formatters={c: tick("✓", "·") for c in TICKS} | {CHOSEN: tick("☑", "☐")},
+            layout="fit_data_stretch",
+            theme="materialize",
+            configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
+            sizing_mode="stretch_width",
+            height=312,
+            margin=0,
+            stylesheets=[TABLE_CSS],
+        )
+        self.table.on_click(self._clicked)
+        self.table.on_edit(self._edited)
+        self.watch(session, self.update, "layers")
+        self.watch(
+            window, self.update, "quantity", "order", "threshold", "pattern", "type", "selected"
+        )
+
+    def _frame(self) -> pd.DataFrame:
+        shown = shown_layers(self.session.layers, self.window)
+        return display_frame(shown, self.window.threshold, self.window.selected)
+
+    def update(self) -> None:
+        frame = self._frame()
+        cells = changed_cells(self.table.value, frame)
+        if cells is None or sum(len(rows) for rows in cells.values()) > MOST_PATCHED:
+            self.table.value = frame
+        elif cells:
+            self.table.patch(cells)
+
+    def _clicked(self, event: Any) -> None:
+        if event.column not in (CHOSEN, *TICKS):
+            return
+        name = str(self.table.value["name"].iloc[event.row])
+        if event.column == CHOSEN:
+            chosen = self.window.selected
+            self.window.selected = (
+                tuple(other for other in chosen if other != name)
+                if name in chosen
+                else (*chosen, name)
+            )
+        else:
+            if self.act(lambda: self.session.toggle(name, event.column)):
+                self.window.notice = ""
+
+    def _edited(self, event: Any) -> None:
+        if event.column not in MENUS:
+            return
+        name = str(self.table.value["name"].iloc[event.row])
+        if not self.act(lambda: self.session.set_option([name], event.column, int(event.value))):
+            self.table.value = self._frame()  # show again what really holds
+
+    def __panel__(self) -> Any:
+        return self.table

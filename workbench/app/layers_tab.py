@@ -1,0 +1,200 @@
+"""The heart of the page: chart above, table below, and the tools to choose and change layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app import rows
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.job_notice import JobNotice
+from workbench.app.layer_chart import LayerChart
+from workbench.app.layer_table import LayerTable
+from workbench.app.threshold_count import ThresholdCount
+from workbench.app.view import View
+from workbench.app.window import LAYERS_TAB, WindowState
+from workbench.charts.sensitivity import QUANTITIES, below_threshold
+from workbench.studio.session import Session
+
+_CENTRED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
+
+
+class LayersTab(View):
+    """Toolbar, chart, selection bar, table."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window, LAYERS_TAB)
+        self.chart = LayerChart(session, window)
+        self.table = LayerTable(session, window)
+        self.state = JobNotice(session, window, ("open", "analyse", "evaluate"))
+        self.parts = [self.chart, self.table, self.state]
+        small = {"size": "small", "margin": 0}
+        self.quantity = pmui.Select.from_param(
+            window.param.quantity,
+            label=_("chart shows"),
+            options={_(spec.title): name for name, spec in QUANTITIES.items()},
+            width=225,
+            **small,
+        )
+        self.order = pmui.Select.from_param(
+            window.param.order,
+            label=_("order"),
+            options={_("execution"): "execution", _("worst first"): "sorted"},
+            width=125,
+            **small,
+        )
+        self.threshold = pmui.FloatInput(
+            value=window.threshold,
+            label=_("threshold cos"),
+            step=0.001,
+            start=-1.0,
+            end=1.0,
+            format="0.[00000]",
+            width=125,
+            **small,
+        )
+        self.count = ThresholdCount(self.skip_below, margin=0)
+        self.pattern = pmui.TextInput(
+            label=_("filter name (regex)"), value=window.pattern, width=170, **small
+        )
+        self.type = pmui.Select(label=_("type"), options={_("all"): ""}, width=130, **small)
+        self.worst_k = pmui.IntInput(label=_("k"), value=3, start=1, end=10_000, width=92, **small)
+        self.chosen = ThemedHTML(
+            width=80,
+            sizing_mode=None,
+            align="center",
+            styles={"text-align": "right"},
+        )
+        self.hint = ThemedHTML(visible=False)
+        self.presets = [
+            self._button(_("worst k"), lambda: self.select(rows.worst(self.shown, self.k))),
+            self._button(
+                _("below line"), lambda: self.select(rows.below(self.shown, window.threshold))
+            ),
+            self._button(_("first + last"), lambda: self.select(rows.first_and_last(self.shown))),
+            self._button(_("depthwise"), lambda: self.select(self._depthwise())),
+            self._button(_("all shown"), lambda: self.select(tuple(self.shown["name"]))),
+            self._button(_("none"), lambda: self.select(())),
+        ]
+        self.quantise = self._button(_("Quantise"), lambda: self.set_selected(True), "outlined")
+        self.skip = self._button(_("Skip"), lambda: self.set_selected(False), "outlined")
+        self.watch(self.threshold, self._typed_threshold, "value")
+        self.watch(self.pattern, self._typed_pattern, "value")
+        self.watch(self.type, self._chose_type, "value")
+        self.watch(session, self.update, "layers")
+        self.watch(window, self.update, "threshold", "pattern", "type", "selected")
+        self.update()
+
+    def _button(self, label: str, action: Any, variant: str = "text") -> Any:
+        button = pmui.Button(label=label, variant=variant, size="small", margin=0)
+        self.press(button, lambda: action())
+        return button
+
+    @property
+    def shown(self) -> Any:
+        return rows.shown_layers(self.session.layers, self.window)
+
+    @property
+    def k(self) -> int:
+        return int(self.worst_k.value or 1)
+
+    def _depthwise(self) -> tuple[str, ...]:
+        layers = self.session.project.store.layers()
+        grouped = [layer.name for layer in layers if layer.depthwise]
+        return rows.depthwise(self.shown, grouped)
+
+    def select(self, names: tuple[str, ...]) -> None:
+        self.window.selected = names
+
+    def set_selected(self, value: bool) -> None:
+        table = self.session.layers
+        chosen = set(self.window.selected)
+        names = list(table[table["eligible"] & table["name"].isin(chosen)]["name"])
+        if names and self.act(lambda: self.session.set_flag(names, value)):
+            self.window.notice = ""
+
+    def skip_below(self) -> None:
+        names = below_threshold(self.shown, self.window.threshold)
+        if names:
+            self.act(lambda: self.session.set_flag(names, False))
+
+    def _typed_threshold(self) -> None:
+        if self.threshold.value is not None:
+            self.window.threshold = min(1.0, max(-1.0, float(self.threshold.value)))
+
+    def _typed_pattern(self) -> None:
+        pattern = self.pattern.value or ""
+        valid = self.act(lambda: rows.compile_pattern(pattern))
+        self.pattern.error_state = not valid
+        if valid:
+            self.window.notice = ""
+        self.window.pattern = pattern
+
+    def _chose_type(self) -> None:
+        self.window.type = self.type.value or ""
+
+    def update(self) -> None:
+        window, layers = self.window, self.session.layers
+        if self.threshold.value != window.threshold:
+            self.threshold.value = window.threshold
+        shown = self.shown
+        count = len(below_threshold(shown, window.threshold)) if len(shown) else 0
+        self.count.param.update(threshold=window.threshold, count=count)
+        kinds = list(dict.fromkeys(layers["type"])) if len(layers) else []
+        options = {_("all"): "", **{kind: kind for kind in kinds}}
+        if self.type.options != options:
+            self.type.options = options
+        chosen = len(window.selected)
+        self.chosen.fill(f'<span role="status">{chosen} {escape(_("selected"))}</span>')
+        self.quantise.disabled = self.skip.disabled = chosen == 0
+        self._update_hint(len(layers), len(shown))
+
+    def _update_hint(self, total: int, shown: int) -> None:
+        text = ""
+        if total and not shown:
+            text = _("No layer matches the filter.")
+        elif total and self.session.layers["cosine"].isna().all():
+            text = _(
+                "Nothing is measured yet. Press Analyse: it calibrates with the project's data and "
+                "measures how much each layer suffers. Bars and ticks already toggle layers."
+            )
+        self.hint.fill(f'<div class="wb-info" role="status">{escape(text)}</div>' if text else "")
+        self.hint.visible = bool(text)
+
+    def __panel__(self) -> Any:
+        return pn.Column(
+            self.state,
+            self.hint,
+            pn.Row(
+                self.quantity,
+                self.order,
+                self.threshold,
+                self.count,
+                margin=(6, 0, 4, 0),
+                styles=_CENTRED,
+            ),
+            self.chart,
+            pn.Row(
+                self.pattern,
+                self.type,
+                pn.pane.HTML(
+                    f'<span style="opacity:.65;font-size:12.5px">{escape(_("select"))}</span>',
+                    margin=0,
+                    align="center",
+                ),
+                *self.presets[:1],
+                self.worst_k,
+                *self.presets[1:],
+                self.chosen,
+                self.quantise,
+                self.skip,
+                margin=(4, 0, 6, 0),
+                styles=_CENTRED,
+            ),
+            self.table,
+            sizing_mode="stretch_width",
+            margin=(0, 14, 10, 14),
+        )

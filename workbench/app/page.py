@@ -1,0 +1,140 @@
+"""One page: the bar across the top, the tabs, and the poll that keeps them current."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+from panel.io import hold
+from panel.util.parameters import edit_readonly
+from panel_material_ui.template.base import Meta, Page
+
+from workbench.app.actions import Actions
+from workbench.app.code_tab import CodeTab, ScriptView
+from workbench.app.export_tab import ExportTab
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.layers_tab import LayersTab
+from workbench.app.model_tab import ModelTab
+from workbench.app.project_picker import ProjectPicker
+from workbench.app.search_settings import SearchSettings
+from workbench.app.search_tab import SearchTab
+from workbench.app.style import THEME, page_sx
+from workbench.app.topbar import TopBar
+from workbench.app.view import View
+from workbench.app.window import WindowState
+from workbench.studio.session import Session
+
+log = logging.getLogger("workbench.app.page")
+
+POLL_MS = 220  # at most five updates a second: with more, clicks get lost
+
+
+class WorkbenchPage(View):
+    """Everything one browser window shows of one session."""
+
+    def __init__(self, session: Session, window: WindowState | None = None) -> None:
+        super().__init__(session, window or WindowState())
+        window = self.window
+        self.settings = SearchSettings()
+        self.picker = ProjectPicker()
+        self.script = ScriptView(session, window, height=420)
+        self.script_dialog = pmui.Dialog(
+            self.script, title=_("The same in Python"), title_variant="h5", width_option="md",
+            close_on_click=True, show_close_button=True,
+        )  # fmt: skip
+        self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
+        self.actions = Actions(session, window, self.settings)
+        self.model = ModelTab(session, window)
+        self.layers = LayersTab(session, window)
+        self.search = SearchTab(session, window, self.settings)
+        self.export = ExportTab(session, window)
+        self.code = CodeTab(session, window)
+        self.parts = [
+            self.topbar, self.actions, self.script, self.model, self.layers, self.search,
+            self.export, self.code,
+        ]  # fmt: skip
+        self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
+        self.tabs = pmui.Tabs(
+            (_("Model"), self.model),
+            (_("Layers"), self.layers),
+            (_("Search"), self.search),
+            (_("Export"), self.export),
+            (_("Code"), self.code),
+            active=window.tab,
+            dynamic=True,
+            sizing_mode="stretch_width",
+        )
+        self.page = Page(
+            title="",
+            meta=Meta(title=f"{session.project.name} · Compression Workbench"),
+            header=[self.topbar],
+            main=[self._main()],
+            theme_config=THEME,
+            sx=page_sx(window.dark),
+            dark_theme=window.dark,
+            theme_toggle=True,
+            busy_indicator=None,
+        )
+        # Bound to the server's busy flag, the page walks its whole tree of models twice per poll.
+        with edit_readonly(self.page):
+            self.page.busy = False
+        self.watch(self.tabs, self._tab_chosen, "active")
+        self.watch(window, self._follow_tab, "tab")
+        self.watch(self.page, self._theme_chosen, "dark_theme")
+        self.watch(window, self._update_notice, "notice")
+        self.watch(session, self._session_notice, "notice")
+
+    def _main(self) -> Any:
+        return pn.Column(
+            self.actions,
+            self.notice,
+            self.tabs,
+            self.picker.dialog,
+            self.script_dialog,
+            sizing_mode="stretch_width",
+            margin=0,
+            styles={"position": "relative"},
+        )
+
+    def show_script(self) -> None:
+        self.script.refresh()
+        self.script_dialog.open = True
+
+    def poll(self) -> None:
+        """Apply what other windows and the worker did; a failure must not end the polling."""
+        try:
+            with hold():
+                self.session.poll()
+        except Exception:
+            log.exception("the session could not be polled")
+
+    def _tab_chosen(self) -> None:
+        self.window.tab = self.tabs.active
+
+    def _follow_tab(self) -> None:
+        if self.tabs.active != self.window.tab:
+            self.tabs.active = self.window.tab
+
+    def _theme_chosen(self) -> None:
+        self.page.sx = page_sx(self.page.dark_theme)
+        self.window.dark = self.page.dark_theme
+
+    def _session_notice(self) -> None:
+        self.window.notice = self.session.notice
+
+    def _update_notice(self) -> None:
+        text = self.window.notice
+        self.notice.fill(
+            f'<div class="wb-notice" role="alert">{escape(text)}</div>' if text else ""
+        )
+        self.notice.visible = bool(text)
+
+    def __panel__(self) -> Any:
+        return self.page
+
+    def dispose(self) -> None:
+        super().dispose()
+        self.session.dispose()

@@ -1,0 +1,69 @@
+"""Which layers are shown, in which order, and what the selection presets choose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from workbench.app.i18n import _
+from workbench.app.window import WindowState
+from workbench.charts.sensitivity import display_order, worst_first
+from workbench.engine.errors import WrongValue
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The filter as a regular expression; ``WrongValue`` says what is wrong with it."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise WrongValue(
+            _("this is not a regular expression") + f" ({error})",
+            where=pattern[:80],
+            hint=_("Escape special characters with a backslash."),
+        ) from None
+
+
+def shown_layers(layers: pd.DataFrame, window: WindowState) -> pd.DataFrame:
+    """The rows that chart and table both show, in the order in which both show them."""
+    if not len(layers):
+        return layers
+    rows = display_order(layers, window.quantity, window.order)
+    table = layers.iloc[rows]
+    keep = np.ones(len(table), dtype=bool)
+    if window.pattern:
+        try:
+            pattern = compile_pattern(window.pattern)
+        except WrongValue:
+            pattern = re.compile(re.escape(window.pattern))
+        keep &= np.array([pattern.search(str(name)) is not None for name in table["name"]])
+    if window.type:
+        keep &= np.asarray(table["type"] == window.type)
+    return table if keep.all() else table[keep]
+
+
+def worst(layers: pd.DataFrame, k: int) -> tuple[str, ...]:
+    """The ``k`` measured, eligible layers with the largest error, worst first."""
+    rows = worst_first(layers, "error")
+    table = layers.iloc[rows]
+    table = table[table["eligible"] & table["error"].notna()]
+    return tuple(table["name"].iloc[:k])
+
+
+def below(layers: pd.DataFrame, threshold: float) -> tuple[str, ...]:
+    """Every eligible layer worse than the line, quantised or not."""
+    return tuple(layers[layers["eligible"] & (layers["cosine"] < threshold)]["name"])
+
+
+def first_and_last(layers: pd.DataFrame) -> tuple[str, ...]:
+    """The first and the last layer that can be quantised, in execution order."""
+    names = layers.sort_index()
+    names = names[names["eligible"]]["name"]
+    return tuple(dict.fromkeys([*names.iloc[:1], *names.iloc[-1:]]))
+
+
+def depthwise(layers: pd.DataFrame, grouped: Iterable[str]) -> tuple[str, ...]:
+    """Eligible layers among ``grouped``, the names of the depthwise convolutions."""
+    return tuple(layers[layers["eligible"] & layers["name"].isin(list(grouped))]["name"])

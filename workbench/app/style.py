@@ -1,0 +1,105 @@
+"""One calm look: system fonts, hairlines, a single accent colour, tabular figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workbench.charts.theme import DARK, FONT, LIGHT, Palette, palette
+
+PAPER = {False: "#ffffff", True: "#14191f"}
+BAR = {False: "#f6f8fa", True: "#191f26"}
+
+
+def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
+    return {
+        "palette": {
+            "primary": {"main": colours.accent, "contrastText": PAPER[dark]},
+            "error": {"main": colours.bad},
+            "success": {"main": colours.good},
+            "background": {"default": PAPER[dark], "paper": PAPER[dark]},
+            "text": {"primary": colours.text, "secondary": colours.muted},
+            "divider": colours.grid,
+        },
+        "typography": {
+            "fontFamily": FONT,
+            "fontSize": 12.5,
+            "button": {"textTransform": "none", "fontWeight": 500},
+        },
+        "shape": {"borderRadius": 4},
+    }
+
+
+THEME = {"light": _palette(LIGHT, False), "dark": _palette(DARK, True)}
+
+
+def page_sx(dark: bool) -> dict[str, Any]:
+    """The page's frame: a flat bar with a hairline under it instead of a coloured banner."""
+    colours = palette(dark)
+    return {
+        "& .MuiAppBar-root.header": {
+            "backgroundColor": BAR[dark],
+            "backgroundImage": "none",
+            "color": colours.text,
+            "boxShadow": "none",
+            "borderBottom": f"1px solid {colours.grid}",
+        },
+        "& .MuiToolbar-root": {"minHeight": "54px !important", "paddingRight": "12px !important"},
+    }
+
+
+# panel-material-ui sets these on the document, so our HTML follows the theme in the browser.
+VARIABLES = """
+:host {
+  --wb-text: var(--panel-on-background-color); --wb-muted: var(--panel-on-secondary-color);
+  --wb-grid: color-mix(in srgb, var(--panel-on-background-color) 14%, transparent);
+  --wb-accent: var(--panel-primary-color);
+  --wb-good: var(--success-bg-color); --wb-bad: var(--danger-bg-color);
+  --wb-bar: color-mix(in srgb, var(--panel-on-background-color) 4%, transparent);
+  color: var(--wb-text); font-family: var(--bokeh-base-font); font-size: 13px;
+}
+"""
+
+CSS = """
+.wb-muted { color: var(--wb-muted); }
+.wb-good { color: var(--wb-good); }
+.wb-bad { color: var(--wb-bad); }
+.wb-name { font-weight: 600; font-size: 14px; white-space: nowrap; overflow: hidden;
+           text-overflow: ellipsis; }
+.wb-line { color: var(--wb-muted); font-size: 12px; white-space: nowrap; overflow: hidden;
+           text-overflow: ellipsis; }
+.wb-readouts { display: flex; gap: 0; font-variant-numeric: tabular-nums; margin: 0; }
+.wb-readout { padding: 0 14px; border-left: 1px solid var(--wb-grid); min-width: 96px; }
+.wb-readout dt { color: var(--wb-muted); font-size: 11px; margin: 0; white-space: nowrap; }
+.wb-readout dd { margin: 1px 0 0; font-size: 14px; white-space: nowrap; }
+.wb-readout .wb-from { color: var(--wb-muted); font-size: 12px; }
+.wb-readout .wb-delta { font-size: 12px; margin-left: 4px; }
+h2.wb { font-size: 14px; font-weight: 600; margin: 4px 0 6px; }
+table.wb { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+table.wb th { text-align: left; color: var(--wb-muted); font-weight: 500; font-size: 12px; }
+table.wb th, table.wb td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--wb-grid);
+                           vertical-align: top; }
+table.wb td.wb-number, table.wb th.wb-number { text-align: right; }
+a { color: var(--wb-accent); }
+pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-radius: 4px;
+         padding: 12px 14px; margin: 0; overflow: auto; font-size: 12.5px; line-height: 1.5;
+         font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+details summary { cursor: pointer; color: var(--wb-muted); }
+.wb-notice { border-left: 3px solid var(--wb-bad); background: var(--wb-bar); padding: 8px 12px; }
+.wb-info { border-left: 3px solid var(--wb-accent); background: var(--wb-bar); padding: 8px 12px; }
+.wb-empty { color: var(--wb-muted); padding: 18px 0; }
+iframe.wb { border: 1px solid var(--wb-grid); border-radius: 4px; width: 100%; height: 100%; }
+"""
+
+TABLE_CSS = """
+:host { font-variant-numeric: tabular-nums; }
+.tabulator { font-size: 12.5px !important; background: transparent; border: none; }
+.tabulator-row, .tabulator-header, .tabulator-col { font-size: 12.5px !important; }
+.tabulator .tabulator-header .tabulator-col { font-weight: 500; }
+.tabulator .tabulator-row .tabulator-cell { padding: 4px 8px !important; height: 28px; }
+.tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 8px !important; }
+.tabulator .tabulator-tableholder .tabulator-table .tabulator-row { min-height: 28px !important; }
+.tabulator-row .tabulator-cell[tabulator-field="selected"],
+.tabulator-row .tabulator-cell[tabulator-field="quant_enable"],
+.tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
+.tabulator-row .tabulator-cell[tabulator-field="selected"] { font-size: 15px; line-height: 1; }
+"""

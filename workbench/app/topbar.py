@@ -1,0 +1,146 @@
+"""The bar across the top: what is open, four live numbers, undo, redo, Copy as Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.view import View
+from workbench.app.window import WindowState
+from workbench.charts import formats
+from workbench.studio.session import Session
+from workbench.studio.state import Summary
+
+ARROW = "→"
+
+
+def _readout(label: str, before: str, now: str, delta: str, tone: str = "") -> str:
+    if before == now:
+        before = ""
+    start = f'<span class="wb-from">{escape(before)} {ARROW} </span>' if before else ""
+    change = f'<span class="wb-delta {tone}">{escape(delta)}</span>' if delta else ""
+    return (
+        f'<div class="wb-readout"><dt>{escape(label)}</dt>'
+        f"<dd>{start}<span>{escape(now)}</span>{change}</dd></div>"
+    )
+
+
+def readouts(summary: Summary) -> str:
+    """The four live numbers with their deltas, as a definition list."""
+    name = summary.metric_name
+    about = "≈ " if summary.metric_is_prediction else ""
+    current = formats.metric(summary.metric_current, name)
+    delta = formats.metric_delta(summary.metric_float, summary.metric_current, name)
+    label = formats.metric_title(name) or _("metric")
+    if summary.metric_is_prediction:
+        label += " · " + _("predicted")
+    parts = [
+        _readout(
+            label,
+            formats.metric(summary.metric_float, name),
+            about + current if current != formats.UNKNOWN else current,
+            delta,
+            "wb-bad" if delta.startswith(formats.MINUS) else "wb-good",
+        ),
+        _readout(
+            _("size"),
+            formats.size(summary.size_float),
+            formats.size(summary.size_current),
+            formats.ratio(summary.size_float, summary.size_current),
+            "wb-muted",
+        ),
+        _readout(
+            _("bit-operations"),
+            formats.bit_operations(summary.bops_float),
+            formats.bit_operations(summary.bops_current),
+            formats.ratio(summary.bops_float, summary.bops_current),
+            "wb-muted",
+        ),
+        _readout(_("quantised"), "", f"{summary.quantized} {_('of')} {summary.eligible}", "", ""),
+    ]
+    return f'<dl class="wb-readouts" aria-live="polite">{"".join(parts)}</dl>'
+
+
+class TopBar(View):
+    """``on_open`` and ``on_code`` open the project picker and the script dialog."""
+
+    def __init__(
+        self,
+        session: Session,
+        window: WindowState,
+        *,
+        on_open: Callable[[], None],
+        on_code: Callable[[], None],
+    ) -> None:
+        super().__init__(session, window)
+        self.title = ThemedHTML(width=230, sizing_mode=None)
+        self.numbers = ThemedHTML()
+        self.open = self._icon("folder_open", _("Open a project"), lambda: on_open())
+        self.undo = self._icon("undo", _("Undo"), lambda: self.act(session.undo))
+        self.redo = self._icon("redo", _("Redo"), lambda: self.act(session.redo))
+        self.code = pmui.Button(
+            label=_("Copy as Python"),
+            icon="content_copy",
+            variant="outlined",
+            size="small",
+            margin=(0, 4),
+            sx={"color": "inherit", "borderColor": "currentColor", "opacity": 0.85},
+        )
+        self.press(self.code, lambda: on_code())
+        self.watch(session, self.update_numbers, "summary")
+        self.watch(session, self.update_title, "summary", "layers")
+        self.watch(session, self.update_undo, "can_undo", "can_redo")
+        self.update_title()
+        self.update_numbers()
+        self.update_undo()
+
+    def _icon(self, icon: str, label: str, action: Callable[[], Any]) -> Any:
+        button = pmui.IconButton(
+            icon=icon,
+            description=label,
+            description_delay=1000,
+            # A tooltip must not catch the click that is meant for its neighbour.
+            stylesheets=[
+                ".MuiTooltip-popper, .MuiTooltip-tooltip { pointer-events: none !important; }"
+            ],
+            color="default",
+            size="small",
+            margin=(0, 2),
+        )
+        self.press(button, lambda: action())
+        return button
+
+    def update_title(self) -> None:
+        summary = self.session.summary
+        line = " · ".join(part for part in (summary.model, summary.data) if part)
+        self.title.fill(
+            f'<div class="wb-name" title="{escape(str(self.session.project.folder))}">'
+            f"{escape(self.session.project.name)}</div>"
+            f'<div class="wb-line" title="{escape(line)}">{escape(line or _("opening …"))}</div>'
+        )
+
+    def update_numbers(self) -> None:
+        self.numbers.fill(readouts(self.session.summary))
+
+    def update_undo(self) -> None:
+        self.undo.disabled = not self.session.can_undo
+        self.redo.disabled = not self.session.can_redo
+
+    def __panel__(self) -> Any:
+        return pn.Row(
+            self.open,
+            self.title,
+            self.numbers,
+            self.undo,
+            self.redo,
+            self.code,
+            sizing_mode="stretch_width",
+            align="center",
+            margin=0,
+            styles={"align-items": "center"},
+        )

@@ -1,0 +1,215 @@
+"""A search as it runs: the metric of every trial, and the bracket closing in on the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.charts import formats
+from workbench.charts.sensitivity import short_name
+from workbench.charts.text import _
+from workbench.charts.theme import base_figure, hatch, note, palette
+
+_GROUPS = (
+    # kind, satisfied, title, symbol, colour
+    ("float", None, "float model", "diamond", "float"),
+    ("search", True, "within the target", "circle", "good"),
+    ("search", False, "loses too much", "x", "bad"),
+    ("final", True, "result", "star", "accent"),
+    ("final", False, "result misses the target", "star-open", "bad"),
+)
+
+
+def within_target(trials: pd.DataFrame, target_loss: float) -> list[bool]:
+    """Whether each trial loses at most ``target_loss``; as it was judged where no loss is known."""
+    return [
+        loss <= target_loss + 1e-9 if math.isfinite(loss) else bool(satisfied)
+        for loss, satisfied in zip(trials["loss"].tolist(), trials["satisfied"], strict=True)
+    ]
+
+
+def _group_mask(
+    trials: pd.DataFrame, kind: str, satisfied: bool | None, target_loss: float
+) -> pd.Series:
+    kinds = trials["kind"].astype(str)
+    if kind == "search":  # everything that is judged: all layers quantised, and each cut tried
+        mask = ~kinds.isin(["float", "final"])
+    else:
+        mask = kinds == kind
+    if satisfied is not None:
+        mask &= np.array(within_target(trials, target_loss)) == satisfied
+    return mask
+
+
+def search_chart(
+    trials: pd.DataFrame,
+    target_loss: float,
+    *,
+    metric_name: str = "metric",
+    metric_float: float = math.nan,
+    dark: bool = False,
+    uirevision: object = "search",
+    height: int | None = 280,
+) -> go.Figure:
+    """Metric by trial with the line that a trial must reach.
+
+    ``trials`` has a row per trial (columns of the session's ``trials``). Without metric values
+    (cosine-similarity searches have none) the loss is drawn instead, and the line lies at
+    ``target_loss``.
+    """
+    colours = palette(dark)
+    figure = base_figure(dark=dark, height=height, uirevision=uirevision)
+    figure.update_layout(margin={"l": 64, "r": 72, "t": 26, "b": 40})
+    last = float(trials["trial"].max()) if len(trials) else 1.0
+    figure.update_xaxes(title_text=_("trial"), range=[-0.6, last + 0.6], dtick=_tick(len(trials)))
+    metrics = np.asarray(trials["metric"], dtype=np.float64) if len(trials) else np.empty(0)
+    floats = metrics[np.asarray(trials["kind"] == "float")] if len(trials) else np.empty(0)
+    if not math.isfinite(metric_float) and floats.size:
+        metric_float = float(floats[0])
+    by_metric = bool(np.isfinite(metrics).any()) or (
+        not len(trials) and math.isfinite(metric_float)
+    )
+    column = "metric" if by_metric else "loss"
+    share = by_metric and formats.is_share(metric_name)
+    for kind, satisfied, title, symbol, colour in _GROUPS:
+        rows = trials[_group_mask(trials, kind, satisfied, target_loss)] if len(trials) else trials
+        if not len(rows):
+            continue
+        figure.add_scatter(
+            x=rows["trial"],
+            y=np.asarray(rows[column], dtype=np.float64),
+            mode="markers",
+            name=_(title),
+            customdata=np.asarray(rows["trial"], dtype=np.int64),
+            hovertext=_trial_texts(rows, metric_name),
+            hovertemplate="%{hovertext}<extra></extra>",
+            marker={
+                "symbol": symbol,
+                "size": 15 if kind == "final" else 11,
+                "color": getattr(colours, colour),
+                "line": {"width": 1, "color": getattr(colours, colour)},
+            },
+        )
+    target = metric_float - target_loss if by_metric else target_loss
+    if math.isfinite(target):
+        shown = formats.metric(target, metric_name) if by_metric else formats.exact(target)
+        figure.add_hline(y=target, line={"color": colours.text, "dash": "dash", "width": 1.5})
+        # Beside the plot, where it cannot cover a trial.
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="left",
+            xshift=4,
+            y=target,
+            text=_("target") + "<br>" + shown,
+            align="left",
+            showarrow=False,
+            font={"size": 11, "color": colours.text},
+        )
+    figure.update_yaxes(
+        title_text=formats.metric_title(metric_name) if by_metric else _("loss"),
+        tickformat=".1%" if share else None,
+    )
+    if not len(trials):
+        note(figure, _("No trial yet: press Auto-calibrate"), dark=dark)
+        figure.update_yaxes(showticklabels=False)
+        figure.update_xaxes(showticklabels=False)
+    return figure
+
+
+def _tick(count: int) -> int:
+    return max(1, 10 ** max(0, int(math.log10(max(count, 1) / 2)))) if count > 20 else 1
+
+
+def _trial_texts(rows: pd.DataFrame, metric_name: str) -> list[str]:
+    texts = []
+    for row in rows.itertuples(index=False):
+        layers = list(row.float_layers)
+        shown = ", ".join(layers[:6]) + (" …" if len(layers) > 6 else "")
+        metric = row.metric if row.metric is not None else math.nan
+        texts.append(
+            f"<b>{_('trial')} {row.trial}</b> · {row.phase}<br>"
+            f"{formats.metric_title(metric_name)} {formats.metric(metric, metric_name)} · "
+            f"{_('loss')} {formats.exact(row.loss)}<br>"
+            f"{row.n_float} {_('layers stay float')}"
+            + (f": {shown}" if shown else "")
+            + f"<br>{row.seconds:.1f} s"
+        )
+    return texts
+
+
+def bracket_strip(
+    ranking: Sequence[str],
+    bracket: tuple[int, int] | None,
+    *,
+    cut: int | None = None,
+    dark: bool = False,
+    uirevision: object = "bracket",
+    height: int | None = 96,
+) -> go.Figure:
+    """The layers from most to least sensitive, and where the search stands among them.
+
+    Layers before ``bracket[0]`` must stay float, those from ``bracket[1]`` on can be quantised,
+    between them it is open. ``cut``: number of float layers of the trial that runs now.
+    """
+    colours = palette(dark)
+    figure = base_figure(dark=dark, height=height, uirevision=uirevision)
+    figure.update_layout(margin={"l": 16, "r": 16, "t": 26, "b": 26}, barmode="overlay")
+    figure.update_yaxes(visible=False, range=[0, 1], fixedrange=True)
+    figure.update_xaxes(showgrid=False, showticklabels=False, fixedrange=True)
+    if not ranking:
+        note(figure, _("The layers are not ranked yet"), dark=dark)
+        figure.update_xaxes(visible=False)
+        return figure
+    count = len(ranking)
+    low, high = bracket if bracket is not None else (0, count)
+    parts = (
+        ("skipped", 0, low, colours.skipped, _("stays float")),
+        ("open", low, high, colours.ineligible, _("still open")),
+        ("quantised", high, count, colours.quantised, _("can be quantised")),
+    )
+    for state, start, stop, colour, title in parts:
+        if stop <= start:
+            continue
+        names = list(ranking[start:stop])
+        figure.add_bar(
+            x=np.arange(start, stop),
+            y=np.ones(stop - start),
+            name=title,
+            width=0.92,
+            customdata=np.asarray(names, dtype=object),
+            hovertext=[
+                f"<b>{name}</b><br>{_('rank')} {start + i + 1} · {title}"
+                for i, name in enumerate(names)
+            ],
+            hovertemplate="%{hovertext}<extra></extra>",
+            marker={
+                "color": colour,
+                "pattern": hatch(state, dark),
+            },
+        )
+    for edge in {low, high}:
+        figure.add_vline(x=edge - 0.5, line={"color": colours.text, "width": 2})
+    if cut is not None:
+        figure.add_vline(x=cut - 0.5, line={"color": colours.accent, "width": 3, "dash": "dot"})
+    figure.update_xaxes(range=[-0.7, count - 0.3])
+    for place, anchor, text in (
+        (0, "left", _("most sensitive") + ": " + short_name(ranking[0], 28)),
+        (1, "right", _("least") + ": " + short_name(ranking[-1], 28)),
+    ):
+        figure.add_annotation(
+            x=place,
+            xref="paper",
+            xanchor=anchor,
+            y=0,
+            yref="paper",
+            yanchor="top",
+            text=text,
+            showarrow=False,
+            font={"size": 11, "color": colours.muted},
+        )
+    return figure
