@@ -32,7 +32,10 @@ def run_job(workspace: Workspace, job: int, kind: str, args: Mapping[str, Any]) 
             state = "cancelled"
         except Exception as problem:  # a job must end in the table, not in a stack trace
             state, error = "failed", describe(problem, kind)
-            log.warning("job %d (%s) failed", job, kind, exc_info=problem)
+            # What the engine explains needs no stack trace on the terminal; the job row keeps it.
+            expected = isinstance(problem, WorkbenchError)
+            level = logging.INFO if expected else logging.WARNING
+            log.log(level, "job %d (%s) failed", job, kind, exc_info=problem)
     try:
         reporter.flush()
         trim_events(store)
