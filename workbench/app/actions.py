@@ -55,9 +55,7 @@ class Actions(View):
             label=_("Cancel"), variant="outlined", color="error", size="small", margin=(0, 8, 0, 0)
         )
         self.press(self.cancel, lambda: self.act(session.cancel))
-        self.running = pn.Row(
-            self.text, self.bar, self.cancel, margin=0, styles={"align-items": "center"}
-        )
+        self.running = pn.Row(visible=False, margin=0, styles={"align-items": "center"})
         self.watch(session, self.update, "job", "layers")
         self.update()
 
@@ -82,6 +80,8 @@ class Actions(View):
         empty = not len(self.session.layers)
         for button in (self.analyse, self.search, self.export):
             button.disabled = active or empty
+        if active and not len(self.running):  # not before a job runs: the first paint is dear
+            self.running.objects = [self.text, self.bar, self.cancel]
         self.running.visible = active
         if job is not None and active:
             self.text.fill(

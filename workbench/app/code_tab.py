@@ -77,6 +77,7 @@ class CodeTab(View):
         )
         self.watch(session, self.update, "layers", "trials", "exports", "revision")
         self.watch(window, self.update, "tab")
+        self.update()
 
     def update(self) -> None:
         """Written only while it is looked at: every edit would cost for nobody otherwise."""

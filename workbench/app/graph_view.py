@@ -74,6 +74,7 @@ class GraphView(View):
         self.watch(window, self.update_selected, "selected")
         self.update_files()
         self.update_colours()
+        self.update_selected()
 
     def _select(self, label: str) -> Any:
         return pmui.Select(label=label, options={}, width=320, size="small", margin=(0, 0, 6, 0))

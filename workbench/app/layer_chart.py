@@ -6,6 +6,7 @@ from typing import Any
 
 import panel as pn
 import plotly.graph_objects as go
+from panel.io import hold
 
 from workbench.app.i18n import _
 from workbench.app.plot import Plot
@@ -57,9 +58,9 @@ class LayerChart(View):
         self.worst = Plot(
             go.Figure(), height=200, on_click=self.toggle, width=430, sizing_mode="fixed"
         )
-        self.beside = pn.Row(
-            self.strip, self.worst, visible=False, margin=0, sizing_mode="stretch_width"
-        )
+        # Empty until they are needed: every plot costs the page's first paint.
+        self.beside = pn.Row(visible=False, margin=0, sizing_mode="stretch_width")
+        self._due = False
         self.watch(session, self.update, "layers")
         self.watch(
             window,
@@ -82,12 +83,32 @@ class LayerChart(View):
         )
 
     def update(self) -> None:
-        self.plot.draw(self._figure())
-        self._beside()
+        """Draw after the message that is being written now.
+
+        The figure is most of the work of a toggle: the table and the numbers need not wait for
+        it, and of several toggles at once only the last is drawn.
+        """
+        document = pn.state.curdoc
+        if document is None or not document.session_context:
+            self._draw()
+        elif not self._due:
+            self._due = True
+            document.add_next_tick_callback(self._draw_now)
+
+    def _draw_now(self) -> None:
+        self._due = False
+        self._follow(self._draw, "the layers")
+
+    def _draw(self) -> None:
+        with hold():
+            self.plot.draw(self._figure())
+            self._beside()
 
     def _beside(self) -> None:
         shown = shown_layers(self.session.layers, self.window)
         many = len(shown) > STAGE_STRIP_FROM
+        if many and not len(self.beside):
+            self.beside.objects = [self.strip, self.worst]
         self.beside.visible = many
         if not many:
             return

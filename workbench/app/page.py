@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import panel as pn
 import panel_material_ui as pmui
@@ -29,6 +30,8 @@ from workbench.studio.session import Session
 
 log = logging.getLogger("workbench.app.page")
 
+Part = TypeVar("Part", bound=View)
+
 POLL_MS = 220  # at most five updates a second: with more, clicks get lost
 
 
@@ -41,32 +44,27 @@ class WorkbenchPage(View):
         self.settings = SearchSettings()
         self.picker = ProjectPicker()
         self.script = ScriptView(session, window, height=420)
-        self.script_dialog = pmui.Dialog(
-            self.script, title=_("The same in Python"), title_variant="h5", width_option="md",
+        self.script_dialog = pmui.Dialog(  # filled when it is first opened
+            title=_("The same in Python"), title_variant="h5", width_option="md",
             close_on_click=True, show_close_button=True,
         )  # fmt: skip
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
-        self.model = ModelTab(session, window)
-        self.layers = LayersTab(session, window)
-        self.search = SearchTab(session, window, self.settings)
-        self.export = ExportTab(session, window)
-        self.code = CodeTab(session, window)
-        self.parts = [
-            self.topbar, self.actions, self.script, self.model, self.layers, self.search,
-            self.export, self.code,
-        ]  # fmt: skip
+        self.parts = [self.topbar, self.actions, self.script]
+        # A tab is built when it is first looked at: all five would double the first paint.
+        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(5)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
         self.tabs = pmui.Tabs(
-            (_("Model"), self.model),
-            (_("Layers"), self.layers),
-            (_("Search"), self.search),
-            (_("Export"), self.export),
-            (_("Code"), self.code),
+            *zip(
+                (_("Model"), _("Layers"), _("Search"), _("Export"), _("Code")),
+                self._places,
+                strict=True,
+            ),
             active=window.tab,
             dynamic=True,
             sizing_mode="stretch_width",
         )
+        self._build_tab()
         self.page = Page(
             title="",
             meta=Meta(title=f"{session.project.name} · Compression Workbench"),
@@ -101,7 +99,40 @@ class WorkbenchPage(View):
 
     def show_script(self) -> None:
         self.script.refresh()
+        if not len(self.script_dialog):
+            self.script_dialog.objects = [self.script]
         self.script_dialog.open = True
+
+    @cached_property
+    def model(self) -> ModelTab:
+        return self._part(ModelTab(self.session, self.window))
+
+    @cached_property
+    def layers(self) -> LayersTab:
+        return self._part(LayersTab(self.session, self.window))
+
+    @cached_property
+    def search(self) -> SearchTab:
+        return self._part(SearchTab(self.session, self.window, self.settings))
+
+    @cached_property
+    def export(self) -> ExportTab:
+        return self._part(ExportTab(self.session, self.window))
+
+    @cached_property
+    def code(self) -> CodeTab:
+        return self._part(CodeTab(self.session, self.window))
+
+    def _part(self, part: Part) -> Part:
+        self.parts.append(part)
+        return part
+
+    def _build_tab(self) -> None:
+        """Put the tab in front into its place, if it was never there."""
+        place = self._places[self.window.tab]
+        if not len(place):
+            name = ("model", "layers", "search", "export", "code")[self.window.tab]
+            place.append(getattr(self, name))
 
     def poll(self) -> None:
         """Apply what other windows and the worker did; a failure must not end the polling."""
@@ -115,6 +146,7 @@ class WorkbenchPage(View):
         self.window.tab = self.tabs.active
 
     def _follow_tab(self) -> None:
+        self._build_tab()
         if self.tabs.active != self.window.tab:
             self.tabs.active = self.window.tab
 
