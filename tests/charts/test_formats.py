@@ -34,3 +34,10 @@ def test_duration() -> None:
     assert formats.duration(8.2) == "8 s"
     assert formats.duration(100) == "1 min 40 s"
     assert formats.duration(7500) == "2 h 5 min"
+
+
+def test_losses_of_a_share_are_points() -> None:
+    assert formats.loss(0.00738095, "top1") == "0.74 %"
+    assert formats.loss(-4.76e-04, "top1") == "−0.05 %"
+    assert formats.loss(0.25, "psnr") == "0.25"
+    assert formats.loss(math.nan, "top1") == "—"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -42,10 +41,7 @@ def trial_frame(trials: pd.DataFrame, metric_name: str, target_loss: float) -> p
             "trial": newest["trial"].to_numpy(),
             "kind": [names.get(str(kind), str(kind)) for kind in newest["kind"]],
             "metric": [formats.metric(value, metric_name) for value in newest["metric"].tolist()],
-            "loss": [
-                formats.exact(value) if math.isfinite(value) else formats.UNKNOWN
-                for value in newest["loss"].tolist()
-            ],
+            "loss": [formats.loss(value, metric_name) for value in newest["loss"].tolist()],
             "target": ["✓" if ok else "✕" for ok in within_target(newest, target_loss)],
             "n_float": newest["n_float"].to_numpy(),
             "layers": [

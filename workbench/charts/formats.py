@@ -67,6 +67,14 @@ def metric_delta(before: float, after: float, name: str = "") -> str:
     return (MINUS if change < 0 else "+") + text if float(text.split()[0]) else "±0"
 
 
+def loss(value: float | None, name: str = "") -> str:
+    """What a trial lost: in percentage points for a share, else in the metric's own unit."""
+    if not _known(value):
+        return UNKNOWN
+    text = f"{value * 100:.2f} %" if is_share(name) else exact(value)
+    return text.replace("-", "−")
+
+
 def is_share(name: str) -> bool:
     """Whether the metric called ``name`` lies in 0…1 and reads best as per cent."""
     lowered = name.lower()
