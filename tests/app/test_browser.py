@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import app_page
 import pytest
-
-_SPEC = importlib.util.spec_from_file_location(
-    "app_helpers", Path(__file__).with_name("conftest.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-helpers = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(helpers)
 
 pytestmark = pytest.mark.browser
 
@@ -27,14 +18,14 @@ NewPage = Callable[..., Any]
 
 
 def settle(page: Any, count: int) -> None:
-    helpers.wait_until(lambda: helpers.quantised(page)[0] == count, what=f"{count} quantised")
+    app_page.wait_until(lambda: app_page.quantised(page)[0] == count, what=f"{count} quantised")
 
 
 def all_on(page: Any) -> int:
     """Quantise everything by the toolbar, so that tests do not depend on each other's edits."""
     page.get_by_role("button", name="all shown", exact=True).click()
     page.get_by_role("button", name="Quantise", exact=True).click()
-    total = helpers.quantised(page)[1]
+    total = app_page.quantised(page)[1]
     settle(page, total)
     page.get_by_role("button", name="none", exact=True).click()
     return int(total)
@@ -44,10 +35,10 @@ def test_click_on_a_bar_toggles_the_layer_everywhere(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
     for expected in (total - 1, total, total - 1, total):
-        helpers.click_bar(page, 1)
+        app_page.click_bar(page, 1)
         settle(page, expected)
-        helpers.wait_until(
-            lambda expected=expected: helpers.is_ticked(page, SECOND) == (expected == total),
+        app_page.wait_until(
+            lambda expected=expected: app_page.is_ticked(page, SECOND) == (expected == total),
             what="tick follows the bar",
         )
 
@@ -55,12 +46,12 @@ def test_click_on_a_bar_toggles_the_layer_everywhere(new_page: NewPage) -> None:
 def test_click_on_a_tick_toggles_and_undo_redo_take_it_back(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
-    helpers.cell(page, FIRST, "quant_enable").click()
+    app_page.cell(page, FIRST, "quant_enable").click()
     settle(page, total - 1)
-    helpers.wait_until(lambda: not helpers.is_ticked(page, FIRST), what="tick cleared")
+    app_page.wait_until(lambda: not app_page.is_ticked(page, FIRST), what="tick cleared")
     page.get_by_role("button", name="Undo").click()
     settle(page, total)
-    helpers.wait_until(lambda: helpers.is_ticked(page, FIRST), what="tick back")
+    app_page.wait_until(lambda: app_page.is_ticked(page, FIRST), what="tick back")
     page.get_by_role("button", name="Redo").click()
     settle(page, total - 1)
 
@@ -70,7 +61,7 @@ def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> 
     total = all_on(page)
     other = new_page(PROJECT)
     page.bring_to_front()
-    helpers.cell(page, FIRST, "quant_enable").click()
+    app_page.cell(page, FIRST, "quant_enable").click()
     settle(page, total - 1)
     other.bring_to_front()
     settle(other, total - 1)
@@ -78,13 +69,13 @@ def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> 
     page.reload()
     page.locator(".tabulator-row").first.wait_for()
     settle(page, total - 1)
-    assert not helpers.is_ticked(page, FIRST)
+    assert not app_page.is_ticked(page, FIRST)
 
 
 def test_a_box_selects_and_the_buttons_change_the_selection(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
-    boxes = [helpers.bar(page, i).locator("path").first.bounding_box() for i in (1, 3)]
+    boxes = [app_page.bar(page, i).locator("path").first.bounding_box() for i in (1, 3)]
     page.mouse.move(boxes[0]["x"] - 2, boxes[0]["y"] - 60)
     page.mouse.down()
     page.mouse.move(boxes[1]["x"] + boxes[1]["width"] + 2, boxes[1]["y"] + 2, steps=6)
@@ -99,9 +90,9 @@ def test_filter_narrows_chart_and_table_alike(new_page: NewPage) -> None:
     box = page.get_by_label("filter name (regex)")
     box.press_sequentially("depthwise")
     box.press("Enter")
-    helpers.wait_until(lambda: page.locator(".tabulator-row").count() < 20, what="fewer rows")
+    app_page.wait_until(lambda: page.locator(".tabulator-row").count() < 20, what="fewer rows")
     bars = page.locator(".barlayer .trace").first.locator(".point")
-    helpers.wait_until(lambda: bars.count() == page.locator(".tabulator-row").count(), what="same")
+    app_page.wait_until(lambda: bars.count() == page.locator(".tabulator-row").count(), what="same")
     assert not page.get_by_text(FIRST, exact=True).count()
 
 
@@ -109,12 +100,12 @@ def test_dark_theme_reaches_chart_and_numbers(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     light = page.locator(".wb-name").evaluate("node => getComputedStyle(node).color")
     page.get_by_role("button", name="Toggle theme").click()
-    helpers.wait_until(
+    app_page.wait_until(
         lambda: page.locator(".wb-name").evaluate("node => getComputedStyle(node).color") != light,
         what="text changes colour",
     )
     title = page.locator(".g-ytitle text")
-    helpers.wait_until(
+    app_page.wait_until(
         lambda: "151, 163, 177" in (title.get_attribute("style") or ""), what="axis in dark colours"
     )
 
@@ -149,11 +140,11 @@ def test_toggles_are_fast(new_page: NewPage) -> None:
     all_on(page)
     times = []
     for _ in range(7):
-        before = helpers.is_ticked(page, FIRST)
+        before = app_page.is_ticked(page, FIRST)
         start = time.perf_counter()
-        helpers.cell(page, FIRST, "quant_enable").click()
-        helpers.wait_until(
-            lambda before=before: helpers.is_ticked(page, FIRST) != before, what="tick"
+        app_page.cell(page, FIRST, "quant_enable").click()
+        app_page.wait_until(
+            lambda before=before: app_page.is_ticked(page, FIRST) != before, what="tick"
         )
         times.append(time.perf_counter() - start)
     assert sorted(times)[3] < 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -11,35 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import app_page
 import pytest
+from servers import ROOT
 
-_SPEC = importlib.util.spec_from_file_location(
-    "app_helpers", Path(__file__).with_name("conftest.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-helpers = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(helpers)
-
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
 PROJECT = "digits-mobilenet-hard"
-
-
-def job_ends(page: Any, *, seconds: float = 240.0) -> None:
-    """Wait until no job runs: the action buttons are back."""
-    page.get_by_role("button", name="Cancel").wait_for(state="hidden", timeout=seconds * 1000)
-    helpers.wait_until(
-        lambda: page.get_by_role("button", name="Analyse", exact=True).is_enabled(), what="idle"
-    )
-    assert not page.get_by_role("alert").filter(has_text="✕").count(), page.get_by_role(
-        "alert"
-    ).first.inner_text()
-
-
-def start(page: Any, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).first.click()
-    page.get_by_role("button", name="Cancel").wait_for()
 
 
 def below_line(page: Any) -> int:
@@ -65,22 +42,22 @@ def drag_line(page: Any, pixels: int) -> list[str]:
 def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Path) -> None:
     page = new_page(PROJECT, permissions=["clipboard-read", "clipboard-write"])
     folder = workbench_home / "projects" / PROJECT
-    first, total = helpers.quantised(page)
+    first, total = app_page.quantised(page)
     assert first == total > 20
 
-    start(page, "Analyse")
-    job_ends(page)
+    app_page.start(page, "Analyse")
+    app_page.job_ends(page)
     assert re.search(r"\d\d\.\d %", page.locator(".wb-readout").first.inner_text())
     worse = below_line(page)
     assert worse >= 3
 
     # The red bars are the tallest: click three of them.
-    tops = [helpers.bar(page, i).locator("path").first.bounding_box()["y"] for i in range(total)]
+    tops = [app_page.bar(page, i).locator("path").first.bounding_box()["y"] for i in range(total)]
     tallest = sorted(range(total), key=lambda i: tops[i])[:3]
     for clicks, index in enumerate(tallest, start=1):
-        helpers.click_bar(page, index)
-        helpers.wait_until(
-            lambda clicks=clicks: helpers.quantised(page)[0] == total - clicks, what="bar clicked"
+        app_page.click_bar(page, index)
+        app_page.wait_until(
+            lambda clicks=clicks: app_page.quantised(page)[0] == total - clicks, what="bar clicked"
         )
     assert "predicted" in page.locator(".wb-readout").first.inner_text()
     assert below_line(page) == worse - 3
@@ -88,29 +65,29 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
     # Dragged down, the line finds more and more layers worse, and counts while it moves.
     said = drag_line(page, 85)
     assert len(set(said)) > 2
-    helpers.wait_until(lambda: below_line(page) > worse - 3, what="more layers below the line")
+    app_page.wait_until(lambda: below_line(page) > worse - 3, what="more layers below the line")
     count = below_line(page)
     page.locator(".wb-count").click()
-    helpers.wait_until(
-        lambda: helpers.quantised(page)[0] == total - 3 - count, what="skipped below the line"
+    app_page.wait_until(
+        lambda: app_page.quantised(page)[0] == total - 3 - count, what="skipped below the line"
     )
     for left in (total - 3, total - 2, total - 1, total):
         page.get_by_role("button", name="Undo").click()
-        helpers.wait_until(lambda left=left: helpers.quantised(page)[0] == left, what="undone")
+        app_page.wait_until(lambda left=left: app_page.quantised(page)[0] == left, what="undone")
     assert page.get_by_role("button", name="Undo").is_disabled()
 
-    start(page, "Auto-calibrate")
+    app_page.start(page, "Auto-calibrate")
     page.wait_for_timeout(1500)
     page.reload()  # in the middle of the search
     page.locator(".tabulator-row").first.wait_for()
     page.get_by_role("tab", name="Search").click()
-    job_ends(page)
+    app_page.job_ends(page)
     page.get_by_text("Done").wait_for()
-    final, _ = helpers.quantised(page)
+    final, _ = app_page.quantised(page)
     assert 0 < final < total
 
-    start(page, "Export")
-    job_ends(page)
+    app_page.start(page, "Export")
+    app_page.job_ends(page)
     page.get_by_role("tab", name="Export").click()
     for kind in ("fake_quant", "deploy", "qdq"):
         page.get_by_role("link", name=re.compile(kind)).wait_for()
@@ -130,7 +107,7 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
     script.write_text(page.evaluate("navigator.clipboard.readText()"), encoding="utf-8")
     subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, check=True, timeout=300, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(helpers.ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     again = next(tmp_path.rglob("*record.txt"))
     assert again.read_bytes() == (folder / "ptq.record.txt").read_bytes()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from servers import free_port, running_server
 
 APP = """
 import os
@@ -46,19 +47,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Serve = Callable[..., contextlib.AbstractContextManager[str]]
 
 
-@pytest.fixture
-def panel_serve(
-    tmp_path: Path, model: Path, server_process: Serve, free_port: Callable[[], int]
-) -> Serve:
-    page = tmp_path / "page.py"
-    page.write_text(APP)
+@pytest.fixture(scope="session")
+def panel_serve(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Serve:
+    """``with panel_serve("--option", ...) as url:`` a server of its own that shows the model."""
 
     def serve(*options: str, prefix: str = "") -> contextlib.AbstractContextManager[str]:
+        folder = tmp_path_factory.mktemp("panel")
+        page = folder / "page.py"
+        page.write_text(APP)
         port = free_port()
-        env = {"TEST_MODEL": str(model), "WORKBENCH_HOME": str(tmp_path / "home")}
+        env = {"TEST_MODEL": str(model), "WORKBENCH_HOME": str(folder / "home")}
         command = [sys.executable, "-m", "panel", "serve", str(page), "--port", str(port)]
         command += ["--plugins", "workbench.netron_server.routes", *options]
         url = f"http://127.0.0.1:{port}{prefix}/page"
-        return server_process(command, url, tmp_path / "server.log", env)
+        return running_server(command, url, folder / "server.log", env)
 
     return serve
+
+
+@pytest.fixture(scope="session")
+def panel_url(panel_serve: Serve) -> Iterator[str]:
+    """The page on a server without options, which the tests share."""
+    with panel_serve() as url:
+        yield url

@@ -6,25 +6,31 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import free_port, running_server
 
 from workbench.netron_server import model_url
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def jupyter(
-    tmp_path: Path,
-    server_process: Any,
-    free_port: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Any:
-    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _same_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(home))
+
+
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[str]:
+    tmp_path = tmp_path_factory.mktemp("jupyter")
     port = free_port()
     # The very file the wheel installs says what to load.
     config = tmp_path / "config" / "jupyter_server_config.d"
@@ -32,7 +38,7 @@ def jupyter(
     shipped = ROOT / "jupyter-config" / "compression_workbench.json"
     (config / shipped.name).write_text(shipped.read_text())
     env = {
-        "WORKBENCH_HOME": str(tmp_path / "home"),
+        "WORKBENCH_HOME": str(home),
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
         "JUPYTER_DATA_DIR": str(tmp_path / "data"),
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
@@ -42,7 +48,7 @@ def jupyter(
     command += [f"--port={port}", "--ServerApp.base_url=/user/ann/"]
     command += ["--IdentityProvider.token=sesame", f"--ServerApp.root_dir={tmp_path}"]
     base = f"http://127.0.0.1:{port}/user/ann/"
-    with server_process(command, base + "login", tmp_path / "server.log", env):
+    with running_server(command, base + "login", tmp_path / "server.log", env):
         yield base + "compression-workbench/"
 
 

@@ -64,82 +64,79 @@ def inside(frame: Any, locator: str) -> bool:
     return bool(whole["y"] <= middle <= whole["y"] + whole["height"])
 
 
-def test_shows_the_graph_and_links_both_ways(panel_serve: Any, opened: Any) -> None:
-    with panel_serve() as url:
-        frame = show(opened, url)
-        ready = opened.evaluate("window.heard.find(m => m.type === 'workbench-ready')")
-        assert ready == {"type": "workbench-ready", "nodes": 12, "linked": True}
-        assert frame.locator(".graph-node").count() == 12
+def test_shows_the_graph_and_links_both_ways(panel_url: str, opened: Any) -> None:
+    frame = show(opened, panel_url)
+    ready = opened.evaluate("window.heard.find(m => m.type === 'workbench-ready')")
+    assert ready == {"type": "workbench-ready", "nodes": 12, "linked": True}
+    assert frame.locator(".graph-node").count() == 12
 
-        far = '[id="node-name-features.11.conv"]'
-        assert not inside(frame, far)
-        opened.evaluate(SEND, {"type": "workbench-select", "name": "features.11.conv"})
-        frame.locator(far + ".select").wait_for()
-        opened.wait_for_timeout(300)
-        assert inside(frame, far)
-        assert frame.locator("#sidebar").get_by_text("features.11.conv").count() > 0
+    far = '[id="node-name-features.11.conv"]'
+    assert not inside(frame, far)
+    opened.evaluate(SEND, {"type": "workbench-select", "name": "features.11.conv"})
+    frame.locator(far + ".select").wait_for()
+    opened.wait_for_timeout(300)
+    assert inside(frame, far)
+    assert frame.locator("#sidebar").get_by_text("features.11.conv").count() > 0
 
-        frame.locator('[id="node-name-features.10.conv"] .node-item-type').click()
-        opened.wait_for_function("window.heard.some(m => m.type === 'workbench-node')")
-        chosen = opened.evaluate("window.heard.filter(m => m.type === 'workbench-node')")
-        assert chosen == [{"type": "workbench-node", "name": "features.10.conv"}]
+    frame.locator('[id="node-name-features.10.conv"] .node-item-type').click()
+    opened.wait_for_function("window.heard.some(m => m.type === 'workbench-node')")
+    chosen = opened.evaluate("window.heard.filter(m => m.type === 'workbench-node')")
+    assert chosen == [{"type": "workbench-node", "name": "features.10.conv"}]
 
-        opened.evaluate(
-            SEND, {"type": "workbench-colors", "colors": {"features.10.conv": "rgb(1, 2, 3)"}}
-        )
-        title = frame.locator('[id="node-name-features.10.conv"] .node-item-type > path')
-        opened.wait_for_timeout(200)
-        # Netron replaces window.eval, so styles are read through attributes, not evaluate.
-        assert "rgb(1, 2, 3)" in (title.get_attribute("style") or "")
+    opened.evaluate(
+        SEND, {"type": "workbench-colors", "colors": {"features.10.conv": "rgb(1, 2, 3)"}}
+    )
+    title = frame.locator('[id="node-name-features.10.conv"] .node-item-type > path')
+    opened.wait_for_timeout(200)
+    # Netron replaces window.eval, so styles are read through attributes, not evaluate.
+    assert "rgb(1, 2, 3)" in (title.get_attribute("style") or "")
 
-        assert outside(opened, url) == []
-        assert not frame.locator("body.notification").count()
-
-
-def test_dark_and_light(panel_serve: Any, opened: Any) -> None:
-    with panel_serve() as url:
-        frame = show(opened, url)
-
-        def pixel() -> int:
-            from io import BytesIO
-
-            from PIL import Image
-
-            shot = opened.locator("#graph").screenshot()
-            return int(Image.open(BytesIO(shot)).convert("L").getpixel((880, 300)))  # type: ignore[arg-type]
-
-        assert pixel() > 200
-        opened.evaluate(SEND, {"type": "workbench-theme", "dark": True})
-        opened.wait_for_timeout(300)
-        assert pixel() < 80
-        opened.evaluate(SEND, {"type": "workbench-theme", "dark": False})
-        opened.wait_for_timeout(300)
-        assert pixel() > 200
-        assert frame.locator(".graph-node").count() == 12
+    assert outside(opened, panel_url) == []
+    assert not frame.locator("body.notification").count()
 
 
-def test_a_package_two_years_old_still_shows(panel_serve: Any, opened: Any) -> None:
+def test_dark_and_light(panel_url: str, opened: Any) -> None:
+    frame = show(opened, panel_url)
+
+    def pixel() -> int:
+        from io import BytesIO
+
+        from PIL import Image
+
+        shot = opened.locator("#graph").screenshot()
+        return int(Image.open(BytesIO(shot)).convert("L").getpixel((880, 300)))  # type: ignore[arg-type]
+
+    assert pixel() > 200
+    opened.evaluate(SEND, {"type": "workbench-theme", "dark": True})
+    opened.wait_for_timeout(300)
+    assert pixel() < 80
+    opened.evaluate(SEND, {"type": "workbench-theme", "dark": False})
+    opened.wait_for_timeout(300)
+    assert pixel() > 200
+    assert frame.locator(".graph-node").count() == 12
+
+
+def test_a_package_two_years_old_still_shows(panel_url: str, opened: Any) -> None:
     """The same as a clock two years ahead: without our patch Netron would refuse to start."""
     old = datetime.date.today() - datetime.timedelta(days=730)
     page = (routes.netron_folder() / "index.html").read_text(encoding="utf-8")
     aged = re.sub(r'(<meta name="date" content=")[^"]*', rf"\g<1>{old} 00:00:00", page)
     assert str(old) in aged
-    with panel_serve() as url:
 
-        def patched(route: Any) -> None:
-            for pattern, replacement in routes._PATCHES:
-                nonlocal aged
-                aged = re.sub(pattern, replacement, aged)
-            route.fulfill(
-                body=aged,
-                content_type="text/html",
-                headers={"Set-Cookie": "consent=1", "Content-Security-Policy": routes.POLICY},
-            )
+    def patched(route: Any) -> None:
+        for pattern, replacement in routes._PATCHES:
+            nonlocal aged
+            aged = re.sub(pattern, replacement, aged)
+        route.fulfill(
+            body=aged,
+            content_type="text/html",
+            headers={"Set-Cookie": "consent=1", "Content-Security-Policy": routes.POLICY},
+        )
 
-        opened.route(re.compile(r"/netron/\?"), patched)
-        frame = show(opened, url)
-        assert not frame.locator("body.notification").count()
-        assert outside(opened, url) == []
+    opened.route(re.compile(r"/netron/\?"), patched)
+    frame = show(opened, panel_url)
+    assert not frame.locator("body.notification").count()
+    assert outside(opened, panel_url) == []
 
 
 def test_works_under_a_prefix(panel_serve: Any, opened: Any) -> None:
@@ -172,19 +169,18 @@ def test_nothing_without_login(panel_serve: Any, opened: Any) -> None:
                 assert refused.value.code in (302, 403, 405), address
 
 
-def test_refuses_what_is_not_netrons(panel_serve: Any) -> None:
-    with panel_serve() as url:
-        base = url.removesuffix("/page") + "/netron/"
-        assert urllib.request.urlopen(base + "view.js").status == 200
-        for path in (
-            "server.py",
-            "__init__.py",
-            "../panel/config.py",
-            "..%2f..%2fpyproject.toml",
-            "data/",
-            "data/" + "0" * 40 + "/net.onnx",
-            "data/../../etc/passwd",
-        ):
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(base + path)
-            assert refused.value.code in (403, 404), path
+def test_refuses_what_is_not_netrons(panel_url: str) -> None:
+    base = panel_url.removesuffix("/page") + "/netron/"
+    assert urllib.request.urlopen(base + "view.js").status == 200
+    for path in (
+        "server.py",
+        "__init__.py",
+        "../panel/config.py",
+        "..%2f..%2fpyproject.toml",
+        "data/",
+        "data/" + "0" * 40 + "/net.onnx",
+        "data/../../etc/passwd",
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(base + path)
+        assert refused.value.code in (403, 404), path

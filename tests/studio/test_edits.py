@@ -292,4 +292,4 @@ def test_figures_kept_edit_by_edit_are_those_of_a_fresh_window(session: Session)
     session.undo()
     fresh = Session(Project.open(session.project.folder))
     assert fresh.summary == session.summary
-    assert fresh._figures.hash() == session._figures.hash()
+    assert fresh._follower.figures.hash() == session._follower.figures.hash()

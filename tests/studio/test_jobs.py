@@ -267,34 +267,48 @@ def test_data_without_labels_is_judged_by_cosine(tmp_path: Path) -> None:
 
 def test_a_project_of_a_dead_process_can_go_on(live: Session) -> None:
     """A notebook kernel that was killed in mid-job must not lock its project."""
+    # One process imports; for each line it reads, a child of it begins a job and is killed.
     program = (
         "import os, sys\n"
         "from workbench.studio import jobtable\n"
         "from workbench.studio.store import Store\n"
         "from pathlib import Path\n"
-        "store = Store(Path(sys.argv[1]) / 'project.sqlite')\n"
-        "jobtable.submit(store, 'analyse', {}, runner='thread')\n"
-        "if sys.argv[2] == 'running':\n"
-        "    jobtable.claim(store, runner='thread')\n"
-        "os.kill(os.getpid(), 9)\n"
+        "for line in sys.stdin:\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        store = Store(Path(sys.argv[1]) / 'project.sqlite')\n"
+        "        jobtable.submit(store, 'analyse', {}, runner='thread')\n"
+        "        if line.strip() == 'running':\n"
+        "            jobtable.claim(store, runner='thread')\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    print(os.waitpid(child, 0)[1], flush=True)\n"
     )
-    for state in ("queued", "running"):
-        subprocess.run(
-            [sys.executable, "-c", program, str(live.project.folder), state], check=False
-        )
-        live.poll()
-        assert live.job.active
-        live.evaluate()
-        assert live.job.state == "finished"
-    viewer = Session(Project.open(live.project.folder))
-    subprocess.run(
-        [sys.executable, "-c", program, str(live.project.folder), "running"], check=False
-    )
-    viewer.poll()
-    time.sleep(0.6)
-    viewer.poll()
-    assert viewer.job.state == "failed"
-    assert "the process that ran the job ended" in viewer.job.error.summary
+    command = [sys.executable, "-c", program, str(live.project.folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as kernels:
+        assert kernels.stdin is not None
+        assert kernels.stdout is not None
+
+        def die(state: str) -> None:
+            kernels.stdin.write(state + "\n")
+            kernels.stdin.flush()
+            assert kernels.stdout.readline().strip() == "9"
+
+        for state in ("queued", "running"):
+            die(state)
+            live.poll()
+            assert live.job.active
+            live.evaluate()
+            assert live.job.state == "finished"
+        viewer = Session(Project.open(live.project.folder))
+        die("running")
+        viewer.poll()
+        time.sleep(0.6)
+        viewer.poll()
+        assert viewer.job.state == "failed"
+        assert "the process that ran the job ended" in viewer.job.error.summary
+        kernels.stdin.close()
 
 
 def test_exports_into_a_folder_that_cannot_be_made(live: Session, tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from workers import end_worker
 
-from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec, jobs
+from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec
 from workbench.studio.jobs import WorkerManager, worker_process
-from workbench.studio.project import STORE_NAME
-from workbench.studio.store import Store
 
 Open = Callable[..., Session]
 
@@ -22,7 +21,7 @@ Open = Callable[..., Session]
 @pytest.fixture
 def open_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Sessions on one project whose source, data and metric are code in ``studio_models``."""
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1] / "support")
     monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
     monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
@@ -40,11 +39,7 @@ def open_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ope
         return Session(Project.open(folder), WorkerManager(folder))
 
     yield make
-    if folder.exists():
-        store = Store(folder / STORE_NAME)
-        row = store.connection.execute("SELECT pid, pid_created FROM worker").fetchone()
-        if row:
-            jobs.kill_worker(int(row[0]), float(row[1]))
+    end_worker(folder)
 
 
 def wait(session: Session, condition: Callable[[], bool], seconds: float = 60.0) -> float:

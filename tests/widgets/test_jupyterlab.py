@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,20 +13,19 @@ from urllib.parse import urlsplit
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from servers import free_port, running_server
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
-HELPERS = Path(__file__).with_name("conftest.py")
+SUPPORT = ROOT / "tests" / "support"
 
 SETUP = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("layers_for_tests", {helpers!r})
-helpers = importlib.util.module_from_spec(spec); spec.loader.exec_module(helpers)
+from sample_layers import layer
 from workbench.studio.project import Project
 from workbench.studio.session import Session
 from workbench import widgets
-layers = [helpers.layer(i, eligible=i < 11) for i in range(12)]
+layers = [layer(i, eligible=i < 11) for i in range(12)]
 project = Project.create({project!r}, layers=layers)
 project.store.write_measurements([(l.name, 0.8 if i == 2 else 0.999, 30.0, 0.99)
                                   for i, l in enumerate(layers) if l.eligible])
@@ -43,7 +43,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, server_process: Any, free_port: Callable[[], int], graph: Path) -> Any:
+def lab(tmp_path: Path, graph: Path) -> Iterator[str]:
     kernel = tmp_path / "data" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -57,7 +57,7 @@ def lab(tmp_path: Path, server_process: Any, free_port: Callable[[], int], graph
     work = tmp_path / "work"
     work.mkdir()
     cells = [
-        SETUP.format(helpers=str(HELPERS), project=str(tmp_path / "project")),
+        SETUP.format(project=str(tmp_path / "project")),
         "table = widgets.LayerTable(session); table",
         "chart = widgets.SensitivityChart(session); chart",
         f"graph = widgets.NetronView({str(graph)!r}); graph",
@@ -81,6 +81,7 @@ def lab(tmp_path: Path, server_process: Any, free_port: Callable[[], int], graph
     (work / "two.ipynb").write_text(json.dumps(notebook))
     port = free_port()
     env = {
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")]),
         "WORKBENCH_HOME": str(tmp_path / "home"),
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
         "JUPYTER_DATA_DIR": str(tmp_path / "data"),
@@ -92,7 +93,7 @@ def lab(tmp_path: Path, server_process: Any, free_port: Callable[[], int], graph
     command += [f"--port={port}", "--IdentityProvider.token=", f"--ServerApp.root_dir={work}"]
     command += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url="]
     base = f"http://127.0.0.1:{port}/"
-    with server_process(command, base + "api", tmp_path / "lab.log", env):
+    with running_server(command, base + "api", tmp_path / "lab.log", env):
         yield base
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import pandas as pd
 
 from workbench.engine.errors import WrongValue
 from workbench.studio.columns import EDITABLE
 
-if TYPE_CHECKING:
-    from workbench.studio.session import Session
+
+class Editable(Protocol):
+    """Of a session, what its configuration is read from and edited by."""
+
+    layers: pd.DataFrame
+
+    @property
+    def names(self) -> frozenset[str]: ...
+    def row(self, name: str) -> int: ...
+    def set_option(self, names: Iterable[str], column: str, value: Any) -> None: ...
 
 
 class LayerView:
@@ -17,14 +27,14 @@ class LayerView:
 
     __slots__ = ("_name", "_session")
 
-    def __init__(self, session: Session, name: str) -> None:
+    def __init__(self, session: Editable, name: str) -> None:
         object.__setattr__(self, "_session", session)
         object.__setattr__(self, "_name", name)
 
     def __getattr__(self, column: str) -> Any:
         if column not in EDITABLE:
             raise AttributeError(f"a layer has no {column!r}; it has {', '.join(EDITABLE)}")
-        session: Session = self._session
+        session: Editable = self._session
         value = session.layers[column].iloc[session.row(self._name)]
         return value.item() if hasattr(value, "item") else value
 
@@ -42,7 +52,7 @@ class LayerView:
 class ConfigView:
     """All layers by name, in execution order."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Editable) -> None:
         self._session = session
 
     def __getitem__(self, name: str) -> LayerView:

@@ -14,11 +14,11 @@ from workbench.engine.errors import WorkbenchError
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio import ptq
 from workbench.studio.project import Project
+from workbench.studio.results import Trial
 from workbench.studio.state import NAN, Summary
 
 if TYPE_CHECKING:
     from workbench.engine.files.config import QuantConfig
-    from workbench.studio.results import Trial
 
 
 class Figures:

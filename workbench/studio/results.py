@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from workbench.studio.figures import Figures
 from workbench.studio.state import Change, ExportedFile, ExportResult, ParityLine, Summary
 from workbench.studio.store import Cells, Store
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.histograms import LayerHistogram
-
-__all__ = ["Figures"]
 
 TRIAL_COLUMNS = (
     "trial", "phase", "metric", "loss", "satisfied", "seconds", "n_float", "float_layers",

@@ -17,17 +17,14 @@ from workbench.studio.columns import OPTIONS, checked, refusal
 from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
 from workbench.studio.flushing import ProjectFiles
-from workbench.studio.measurements import Measurement
+from workbench.studio.following import Follower
 from workbench.studio.project import Project
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
-from workbench.studio.store import Cells
-from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements
 from workbench.studio.waiting import wait_for
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.histograms import LayerHistogram
     from workbench.engine.files.config import QuantConfig
-    from workbench.engine.graph.layers import LayerInfo
     from workbench.studio.jobs import JobManager
 
 __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summary"]
@@ -63,13 +60,7 @@ class Session(param.Parameterized):
         self._manager = manager
         self._lock = threading.RLock()
         self._tick = -1
-        self._infos: list[LayerInfo] = []
-        self._row_of: dict[str, int] = {}
-        self._measured: dict[tuple[str, str], Measurement] = {}
-        self._measured_seq = 0
-        self._last_trial = 0
-        self._meta: dict[str, str] = {}
-        self._figures = results.Figures(project)
+        self._follower = Follower(project)
         self._last_liveness = 0.0
         self._files = ProjectFiles(project, self._texts)
         self._disposed = False
@@ -80,7 +71,7 @@ class Session(param.Parameterized):
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._row_of)
+        return frozenset(self._follower.row_of)
 
     @property
     def read_only(self) -> bool:
@@ -88,15 +79,7 @@ class Session(param.Parameterized):
 
     def row(self, name: str) -> int:
         """The row of a layer; ``WrongValue`` if there is no such layer."""
-        try:
-            return self._row_of[name]
-        except KeyError:
-            close = [n for n in self._row_of if name and (name in n or n in name)][:3]
-            raise WrongValue(
-                f"there is no layer {name!r}",
-                where="layers",
-                hint=f"Did you mean {', '.join(close)}?" if close else "See session.layers.",
-            ) from None
+        return self._follower.row(name)
 
     @staticmethod
     def options(column: str) -> tuple[Any, ...]:
@@ -118,88 +101,18 @@ class Session(param.Parameterized):
             updates: dict[str, Any] = {}
             if revision != self.revision or self._tick < 0:
                 self._files.edited()
-                self._follow_configuration(revision, updates)
-            self._follow_results(updates)
+                updates = self._follower.configuration(self.layers, self.revision, revision)
+            updates |= self._follower.results(
+                updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
+            )
             self._tick = tick
-            self._refresh_summary(updates)
-            self._publish(updates)
+            summary = self._follower.figures.summary(updates.get("layers", self.layers))
+            if not results.same_summary(summary, self.summary):
+                updates["summary"] = summary
+            if updates:
+                self.param.update(**updates)
             self._look_after_job()
             return bool(updates)
-
-    def _follow_configuration(self, revision: int, updates: dict[str, Any]) -> None:
-        store = self.project.store
-        batches = None
-        if self._tick >= 0 and self._infos:
-            batches = edits.changes_since(store, self.revision, revision)
-        if batches is None:
-            self._reload(updates)
-            return
-        table = self.layers
-        for cells in batches:
-            table = self._with_cells(table, cells)
-        updates["layers"] = table
-        updates["revision"] = revision
-        updates["change"] = results.merged_change(batches, revision)
-        updates["can_undo"], updates["can_redo"] = edits.stacks(store)
-
-    def _reload(self, updates: dict[str, Any]) -> None:
-        store = self.project.store
-        revision, columns = store.configuration()
-        self._infos = store.layers()
-        self._row_of = {layer.name: row for row, layer in enumerate(self._infos)}
-        rows = store.measurements()
-        self._measured = {(m.name, m.settings): m for m in rows}
-        self._measured_seq = max((m.seq for m in rows), default=0)
-        table = build_table(self._infos, columns, store.weight_ranges(), self._measured)
-        self._figures.reset(self._infos, table)
-        self._last_trial = 0
-        updates["trials"] = results.no_trials()
-        updates["layers"] = table
-        updates["revision"] = revision
-        updates["change"] = Change("", (), (), revision)
-        updates["can_undo"], updates["can_redo"] = edits.stacks(store)
-
-    def _with_cells(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
-        table = with_cells(table, cells)
-        rows = sorted({row for c, (found, _) in cells.items() if c in SETTINGS for row in found})
-        if rows:
-            table = with_measurements(table, self._measured, rows)
-        changed = {row for found, _ in cells.values() for row in found}
-        self._figures.edit(table, sorted(changed))
-        return table
-
-    def _follow_results(self, updates: dict[str, Any]) -> None:
-        store = self.project.store
-        fresh = store.measurements(self._measured_seq)
-        if fresh:
-            self._measured_seq = max(m.seq for m in fresh)
-            self._measured.update({(m.name, m.settings): m for m in fresh})
-            rows = [self._row_of[m.name] for m in fresh if m.name in self._row_of]
-            table = updates.get("layers", self.layers)
-            updates["layers"] = with_measurements(table, self._measured, sorted(set(rows)))
-        job = jobtable.latest(store)
-        if job != self.job:
-            updates["job"] = job
-        trials = results.new_trials(store, self._last_trial)
-        if trials:
-            self._last_trial = trials[-1].id
-            updates["trials"] = results.with_trials(updates.get("trials", self.trials), trials)
-            self._figures.learn(trials)
-        for key, value in results.changed_meta(store, self._meta).items():
-            if key == "figures":
-                self._figures.known(value)
-            else:
-                updates[key] = value
-
-    def _refresh_summary(self, updates: dict[str, Any]) -> None:
-        table = updates.get("layers", self.layers)
-        summary = self._figures.summary(table)
-        if not results.same_summary(summary, self.summary):
-            updates["summary"] = summary
-
-    def _publish(self, updates: dict[str, Any]) -> None:
-        if updates:
-            self.param.update(**updates)
 
     def _look_after_job(self) -> bool:
         """Twice a second: has the process of the running job died?  True if that was new."""
@@ -259,7 +172,7 @@ class Session(param.Parameterized):
             refused = ""
             allowed: list[int] = []
             for row in rows:
-                reason = refusal(self._infos[row], column, value)
+                reason = refusal(self._follower.infos[row], column, value)
                 if reason:
                     refused = refused or f"{table['name'].iloc[row]}: {reason}"
                 else:
@@ -369,7 +282,7 @@ class Session(param.Parameterized):
     def quant_config(self) -> QuantConfig:
         """The configuration as the engine takes it."""
         with self._lock:
-            return self._figures.config()
+            return self._follower.figures.config()
 
     def config_json(self) -> str:
         """The exact text of ``ptq.json``."""
@@ -382,7 +295,7 @@ class Session(param.Parameterized):
     def _texts(self) -> tuple[int, QuantConfig, str] | None:
         """(revision, configuration, script) of one moment, None if there is nothing to write."""
         with self._lock:
-            if not any(layer.eligible for layer in self._infos):
+            if not any(layer.eligible for layer in self._follower.infos):
                 return None
             return self.revision, self.quant_config(), self.script()
 
@@ -391,7 +304,7 @@ class Session(param.Parameterized):
         from workbench.studio.script import project_script
 
         with self._lock:
-            return project_script(self.project, self.layers, self._figures)
+            return project_script(self.project, self.layers, self._follower.figures)
 
     def histogram(self, name: str) -> LayerHistogram | None:
         """Distributions of one layer, or None while they are not known.

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from workbench.engine.errors import Cancelled
 from workbench.studio import jobtable
 from workbench.studio.errors import JobFailed
+from workbench.studio.project import Project
 from workbench.studio.state import ErrorText
-
-if TYPE_CHECKING:
-    from workbench.studio.session import Session
 
 WAIT_SECONDS = 0.05
 
 
-def wait_for(session: Session, job: int) -> None:
+class Polled(Protocol):
+    """Of a session, what waiting needs."""
+
+    @property
+    def project(self) -> Project: ...
+    def poll(self) -> bool: ...
+    def cancel(self) -> None: ...
+
+
+def wait_for(session: Polled, job: int) -> None:
     """Poll until the job has ended, so that views follow it.
 
     A KeyboardInterrupt cancels the job, waits for its end and goes on upwards; what was finished

@@ -1,0 +1,69 @@
+"""What tests of the page do to it and read off it, in a real browser."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0, what: str = "") -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"timed out: {what}"
+        time.sleep(0.02)
+
+
+def cell(page: Any, name: str, column: str) -> Any:
+    """The table cell of a layer, by its name and the column's field."""
+    row = page.locator(".tabulator-row").filter(
+        has=page.locator(".tabulator-cell[tabulator-field='name']").get_by_text(name, exact=True)
+    )
+    return row.locator(f".tabulator-cell[tabulator-field='{column}']")
+
+
+def bar(page: Any, index: int) -> Any:
+    return page.locator(".barlayer .trace").first.locator(".point").nth(index)
+
+
+def click_bar(page: Any, index: int) -> None:
+    """A real mouse click just under the top of a bar (on a log axis its foot is far below)."""
+    box = bar(page, index).locator("path").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 2)
+    page.mouse.down()
+    page.mouse.up()
+
+
+def quantised(page: Any) -> tuple[int, int]:
+    """(n, m) of "n of m quantised" in the top bar."""
+    text = page.locator(".wb-readout").last.inner_text()
+    found = re.search(r"(\d+) of (\d+)", text)
+    assert found, text
+    return int(found[1]), int(found[2])
+
+
+def is_ticked(page: Any, name: str) -> bool:
+    return cell(page, name, "quant_enable").get_attribute("aria-checked") == "true"
+
+
+def wait_idle(page: Any, *, seconds: float = 90.0) -> None:
+    """Wait until a job can be started: a new project is still being opened."""
+    analyse = page.get_by_role("button", name="Analyse", exact=True)
+    wait_until(analyse.is_enabled, seconds=seconds, what="idle")
+
+
+def job_ends(page: Any, *, seconds: float = 240.0) -> None:
+    """Wait until no job runs: the action buttons are back."""
+    page.get_by_role("button", name="Cancel").wait_for(state="hidden", timeout=seconds * 1000)
+    wait_until(
+        lambda: page.get_by_role("button", name="Analyse", exact=True).is_enabled(), what="idle"
+    )
+    assert not page.get_by_role("alert").filter(has_text="✕").count(), page.get_by_role(
+        "alert"
+    ).first.inner_text()
+
+
+def start(page: Any, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).first.click()
+    page.get_by_role("button", name="Cancel").wait_for()

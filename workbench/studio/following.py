@@ -1,0 +1,120 @@
+"""What a session knows of its project, brought up to date from the store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from workbench.engine.errors import WrongValue
+from workbench.studio import edits, jobtable, results
+from workbench.studio.figures import Figures
+from workbench.studio.measurements import Measurement
+from workbench.studio.project import Project
+from workbench.studio.state import Change, JobState
+from workbench.studio.store import Cells
+from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements
+
+if TYPE_CHECKING:
+    from workbench.engine.graph.layers import LayerInfo
+
+
+class Follower:
+    """Reads what is new since its last look and says which params of the session it changes.
+
+    Not safe to call from two threads at once; the session locks.
+    """
+
+    def __init__(self, project: Project) -> None:
+        self._store = project.store
+        self.figures = Figures(project)
+        self.infos: list[LayerInfo] = []
+        self.row_of: dict[str, int] = {}
+        self._measured: dict[tuple[str, str], Measurement] = {}
+        self._measured_seq = 0
+        self._last_trial = 0
+        self._meta: dict[str, str] = {}
+
+    def row(self, name: str) -> int:
+        """The row of a layer; ``WrongValue`` if there is no such layer."""
+        try:
+            return self.row_of[name]
+        except KeyError:
+            close = [n for n in self.row_of if name and (name in n or n in name)][:3]
+            raise WrongValue(
+                f"there is no layer {name!r}",
+                where="layers",
+                hint=f"Did you mean {', '.join(close)}?" if close else "See session.layers.",
+            ) from None
+
+    def configuration(self, table: pd.DataFrame, seen: int, revision: int) -> dict[str, Any]:
+        """Params that change with the edits between the revision of ``table`` and ``revision``."""
+        batches = edits.changes_since(self._store, seen, revision) if self.infos else None
+        if batches is None:
+            return self._everything()
+        for cells in batches:
+            table = self._with_cells(table, cells)
+        can_undo, can_redo = edits.stacks(self._store)
+        return {
+            "layers": table,
+            "revision": revision,
+            "change": results.merged_change(batches, revision),
+            "can_undo": can_undo,
+            "can_redo": can_redo,
+        }
+
+    def _everything(self) -> dict[str, Any]:
+        store = self._store
+        revision, columns = store.configuration()
+        self.infos = store.layers()
+        self.row_of = {layer.name: row for row, layer in enumerate(self.infos)}
+        rows = store.measurements()
+        self._measured = {(m.name, m.settings): m for m in rows}
+        self._measured_seq = max((m.seq for m in rows), default=0)
+        table = build_table(self.infos, columns, store.weight_ranges(), self._measured)
+        self.figures.reset(self.infos, table)
+        self._last_trial = 0
+        can_undo, can_redo = edits.stacks(store)
+        return {
+            "trials": results.no_trials(),
+            "layers": table,
+            "revision": revision,
+            "change": Change("", (), (), revision),
+            "can_undo": can_undo,
+            "can_redo": can_redo,
+        }
+
+    def _with_cells(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+        table = with_cells(table, cells)
+        rows = sorted({row for c, (found, _) in cells.items() if c in SETTINGS for row in found})
+        if rows:
+            table = with_measurements(table, self._measured, rows)
+        changed = {row for found, _ in cells.values() for row in found}
+        self.figures.edit(table, sorted(changed))
+        return table
+
+    def results(
+        self, table: pd.DataFrame, trials: pd.DataFrame, job: JobState | None
+    ) -> dict[str, Any]:
+        """Params that change with what jobs have done; the arguments are what was known before."""
+        updates: dict[str, Any] = {}
+        fresh = self._store.measurements(self._measured_seq)
+        if fresh:
+            self._measured_seq = max(m.seq for m in fresh)
+            self._measured.update({(m.name, m.settings): m for m in fresh})
+            rows = [self.row_of[m.name] for m in fresh if m.name in self.row_of]
+            updates["layers"] = with_measurements(table, self._measured, sorted(set(rows)))
+        latest = jobtable.latest(self._store)
+        if latest != job:
+            updates["job"] = latest
+        new = results.new_trials(self._store, self._last_trial)
+        if new:
+            self._last_trial = new[-1].id
+            updates["trials"] = results.with_trials(trials, new)
+            self.figures.learn(new)
+        for key, value in results.changed_meta(self._store, self._meta).items():
+            if key == "figures":
+                self.figures.known(value)
+            else:
+                updates[key] = value
+        return updates
