@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import panel as pn
@@ -60,7 +61,7 @@ class LayerChart(View):
         )
         # Empty until they are needed: every plot costs the page's first paint.
         self.beside = pn.Row(visible=False, margin=0, sizing_mode="stretch_width")
-        self._due = False
+        self._due = 0.0
         self.watch(session, self.update, "layers")
         self.watch(
             window,
@@ -91,12 +92,13 @@ class LayerChart(View):
         document = pn.state.curdoc
         if document is None or not document.session_context:
             self._draw()
-        elif not self._due:
-            self._due = True
+        elif time.monotonic() > self._due:
+            # A tick that never came (a page that was just closing) must not stop the next one.
+            self._due = time.monotonic() + 1.0
             document.add_next_tick_callback(self._draw_now)
 
     def _draw_now(self) -> None:
-        self._due = False
+        self._due = 0.0
         self._follow(self._draw, "the layers")
 
     def _draw(self) -> None:
