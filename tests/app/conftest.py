@@ -47,7 +47,7 @@ def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("request", request)
         page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
         # The first page of a server imports the app, and a new project starts its worker.

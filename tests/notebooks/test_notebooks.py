@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,12 @@ def test_runs_from_top_to_bottom(path: Path, kernel: str, tmp_path: Path) -> Non
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(path, as_version=4)
-    began = time.monotonic()
     nbclient.NotebookClient(
         notebook,
         timeout=SECONDS,
         kernel_name=kernel,
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
-    assert time.monotonic() - began < SECONDS
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert [o.text for o in outputs if o.get("name") == "stderr"] == []
     if path.stem == "01_quickstart":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0, what: str = "") -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0, what: str = "") -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"timed out: {what}"

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 
+READY = """() => {
+    const panel = window.jupyterapp?.shell.currentWidget;
+    const kernel = panel?.sessionContext?.session?.kernel;
+    return kernel?.status === 'idle' && jupyterapp.commands.isEnabled('notebook:run-all-cells');
+}"""
+
 SETUP = """
 from sample_layers import layer
 from workbench.studio.project import Project
@@ -104,15 +110,15 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
     page.on("request", lambda request: requests.append(request.url))
     page.goto(lab + "lab/tree/two.ipynb")
     page.locator(".jp-Notebook").wait_for(timeout=60000)
-    page.wait_for_function("window.jupyterapp !== undefined", timeout=60000)
-    page.wait_for_timeout(1000)
+    # Before the kernel is there the command is accepted and forgotten.
+    page.wait_for_function(READY, timeout=120000)
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
     boxes = page.locator(".widget-checkbox input:visible")
     bars = page.locator(".js-plotly-plot .barlayer .trace").first.locator(".point path")
     try:
-        boxes.nth(11).wait_for(timeout=60000)
-        bars.nth(11).wait_for(timeout=60000)
+        boxes.nth(11).wait_for(timeout=120000)
+        bars.nth(11).wait_for(timeout=120000)
     except Exception:
         page.screenshot(path=str(tmp_path / "lab.png"), full_page=True)
         raise
