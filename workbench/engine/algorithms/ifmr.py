@@ -44,7 +44,7 @@ class IFMRObserver:
 
     The objective is that of chapter 10 section 9.1 over all values of all batches. Up to
     ``byte_budget`` bytes of values are kept and the best candidate is decided on them exactly. Data
-    beyond that goes into a histogram of 2^15 to 2^16 bins, whose losses are exact to about 1e-5;
+    beyond that goes into a histogram of 2^15 to 2^16 bins, whose losses are exact to about 1e-4;
     16-bit activations, for which such bins are too coarse, keep every second (fourth, ...) value.
     ``sample_limit``: use at most that many values of each batch, besides its extremes.
     ``update`` raises ``TypeError`` for integers and ``RuntimeError`` for inf and NaN. D13.
