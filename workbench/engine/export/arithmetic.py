@@ -12,17 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.engine.errors import WrongState
+from workbench.engine.numerics.half import truncate_dequant
 from workbench.engine.numerics.integer import int_range
 
 FloatArray = NDArray[np.float32]
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
-FLT_EPSILON = float(np.finfo(np.float32).eps)
-
-
-def reciprocal(scale_d: float) -> np.float32:
-    """``float32(1 / scale_d)``: the operators multiply by this instead of dividing."""
-    return np.float32(np.float32(1.0) / np.float32(scale_d))
 
 
 def dequant_scale(scale_d: float, scale_w: FloatArray, *, force_fp16: bool = False) -> FloatArray:
@@ -31,9 +26,7 @@ def dequant_scale(scale_d: float, scale_w: FloatArray, *, force_fp16: bool = Fal
     With ``force_fp16`` (FORCE_FP16_QUANT) it is truncated to ten mantissa bits.
     """
     deq = (np.float32(scale_d) * np.asarray(scale_w, np.float32)).astype(np.float32)
-    if force_fp16:
-        deq = (deq.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-    return deq
+    return truncate_dequant(deq) if force_fp16 else deq
 
 
 def pack_dequant_parameter(deq: FloatArray) -> NDArray[np.uint64]:

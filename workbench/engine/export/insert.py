@@ -13,7 +13,6 @@ from workbench.engine.export.arithmetic import (
     bias_codes,
     dequant_scale,
     pack_dequant_parameter,
-    reciprocal,
     weight_codes,
 )
 from workbench.engine.export.edits import (
@@ -27,6 +26,7 @@ from workbench.engine.export.edits import (
     set_constant,
 )
 from workbench.engine.export.plan import QuantizedNode, constant_array, weight_shape
+from workbench.engine.numerics.integer import reciprocal
 
 
 def insert_quantization(
@@ -108,7 +108,7 @@ def insert_quant(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None:
         names.node(f"{layer.name}.quant"),
         names.value(f"{layer.name}.quant.output0"),
         {
-            "scale": ir.AttrFloat32("scale", float(reciprocal(layer.scale_d))),
+            "scale": ir.AttrFloat32("scale", reciprocal(layer.scale_d)),
             "offset": ir.AttrFloat32("offset", float(layer.offset_d)),
             "dst_type": ir.AttrString("dst_type", f"INT{layer.act_bits}"),
         },

@@ -19,12 +19,11 @@ from workbench.engine.export.arithmetic import (
     FloatArray,
     bias_codes,
     dequant_scale,
-    reciprocal,
     weight_codes,
 )
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.graph.copying import copy_model
-from workbench.engine.numerics.integer import int_range
+from workbench.engine.numerics.integer import int_range, reciprocal
 
 _WEIGHT_AXIS = {"Conv2d": 0, "Linear": 0, "ConvTranspose2d": 1}
 """Stored axis of the output channels of each type with a weight."""
@@ -63,7 +62,7 @@ class FakeQuantLayer(nn.Module):
             )
         scale_w = np.asarray(record.scale_w, np.float32)
         low, high = int_range(record.act_bits)
-        self.inverse_scale = float(reciprocal(record.scale_d))
+        self.inverse_scale = reciprocal(record.scale_d)
         # Rounded values are integers, so clamping after adding the offset and subtracting it again
         # is the same as clamping to shifted bounds: two passes over the data less.
         self.low = low - int(record.offset_d)

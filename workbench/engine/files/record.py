@@ -183,9 +183,11 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     return parse_record(read_text(path, what="record file"), source=str(path))
 
 
-def write_record(path: str | os.PathLike[str], record: Record) -> None:
+def write_record(
+    path: str | os.PathLike[str], record: Record, *, warn_if_exists: bool = False
+) -> None:
     """Write ``format_record`` to ``path`` atomically."""
-    write_text(path, format_record(record))
+    write_text(path, format_record(record), warn_if_exists=warn_if_exists)
 
 
 def _message() -> Any:

@@ -6,7 +6,6 @@ needs only files and lives in ``engine.export.save``.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,6 @@ from workbench.engine.flows.arguments import check_model, check_onnx_names, chec
 from workbench.engine.flows.calibration import Calibration
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.sources import input_names as graph_inputs
-
-log = logging.getLogger("workbench.engine.flows.ptq")
 
 
 def create_quant_config(
@@ -143,10 +140,8 @@ def quantize_model(
         cancel=cancel,
     )
     modified = modified_onnx(calibration, input_names, output_names, dynamic_axes)
-    for path in (modfied_onnx_file, record_file):
-        warn_if_present(path)
     save_onnx(modified, modfied_onnx_file, suffix=".external")
-    write_record(record_file, calibration.initial_record())
+    write_record(record_file, calibration.initial_record(), warn_if_exists=True)
     write_sidecar(record_file, Sidecar(compat=compat))
     return calibration.model
 
@@ -201,11 +196,6 @@ def resolve_compat(config_file: str, compat: bool | None) -> bool:
             hint="create the config again with the compat you want.",
         )
     return stored
-
-
-def warn_if_present(path: str) -> None:
-    if Path(path).exists():
-        log.warning("%s exists and is overwritten", path)
 
 
 def calibrate(captured: Captured, config: QuantConfig, batches: Any, **options: Any) -> Calibration:
