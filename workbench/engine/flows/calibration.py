@@ -13,19 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.engine.algorithms.arq import (
-    arq_scale,
-    fake_quantize_weight,
-    from_channel_first,
-    to_channel_first,
-)
-from workbench.engine.algorithms.ifmr import ActivationScale, IFMRObserver
+from workbench.engine.algorithms.ifmr import ActivationScale
+from workbench.engine.algorithms.observer import Observer, make_observer
 from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
 from workbench.engine.files.config import LayerConfig, QuantConfig, require_enabled
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.ranges import RangeRecorder, TapWatch
+from workbench.engine.flows.weights import calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
 from workbench.engine.graph.sources import input_names, input_shapes, input_sources
@@ -45,7 +41,7 @@ class _Group:
 
     layers: list[str]
     settings: LayerConfig
-    observer: IFMRObserver | None
+    observer: Observer | None
     batches: int = 0
     result: ActivationScale | None = None
     seen_by: set[str] = field(default_factory=set)
@@ -96,8 +92,16 @@ class Calibration:
         )
         self.folded = copy_model(captured.module)
         apply_folding(self.folded, self.plan)
-        self.fake_weights: dict[str, Tensor] = {}
-        self._weight_records = self._calibrate_weights()
+        weights = calibrate_weights(
+            self.folded,
+            captured.layers,
+            config,
+            compat=compat,
+            on_event=on_event,
+            cancel=cancel,
+        )
+        self.fake_weights = weights.weights
+        self._weight_records = weights.records
         self._recorder = RangeRecorder()
         self._input_names = input_names(captured)
         self._batch = 0
@@ -105,37 +109,6 @@ class Calibration:
         self._record: Record | None = None
         self._groups = self._make_groups(memory_budget_mb, sample_limit)
         self.model = self._make_model()
-
-    def _calibrate_weights(self) -> dict[str, LayerRecord]:
-        """ARQ on every enabled layer, in ``named_modules()`` order (section 8.1)."""
-        enabled = set(self.config.enabled())
-        names = [name for name, _ in self.folded.named_modules() if name in enabled]
-        records: dict[str, LayerRecord] = {}
-        for done, name in enumerate(names):
-            check(self._cancel)
-            module = self.folded.get_submodule(name)
-            settings = self.config.layers[name].weight
-            if settings is None or not self.captured.layers[name].has_weight:
-                records[name] = LayerRecord(scale_w=(1.0,), offset_w=(0,))
-                continue
-            weight = module.get_parameter("weight").detach()
-            transposed = self.captured.layers[name].type.startswith("ConvTranspose")
-            groups = self.captured.layers[name].groups
-            rows = to_channel_first(weight, transposed, groups)
-            axis = 0 if settings.channel_wise else None
-            scale = arq_scale(rows, settings.num_bits, axis, compat=self.compat)
-            fake = fake_quantize_weight(rows, scale, settings.num_bits, axis)
-            fake = from_channel_first(fake, transposed, groups)
-            self.fake_weights[name] = fake.to(weight.dtype).contiguous()
-            scales = tuple(scale.tolist())
-            records[name] = LayerRecord(
-                scale_w=scales, offset_w=(0,) * len(scales), wts_type=f"INT{settings.num_bits}"
-            )
-            emit(self._on_event, Progress("weights", done + 1, len(names)))
-        if self.config.fakequant_precision_mode != "DEFAULT":
-            mode = self.config.fakequant_precision_mode
-            records = {n: replace(r, fakequant_precision_mode=mode) for n, r in records.items()}
-        return records
 
     def _make_groups(self, budget_mb: int, sample_limit: int | None) -> dict[str, _Group]:
         sources = input_sources(self.captured)
@@ -148,27 +121,16 @@ class Calibration:
         groups: dict[str, _Group] = {}
         for layers in members.values():
             settings = self.config.layers[layers[0]]
-            observer = self._observer(settings, share, sample_limit)
+            observer = make_observer(
+                settings.activation,
+                self.config.asymmetric(layers[0]),
+                byte_budget=share,
+                sample_limit=sample_limit,
+                compat=self.compat,
+            )
             group = _Group(layers, settings, observer)
             groups.update(dict.fromkeys(layers, group))
         return groups
-
-    def _observer(
-        self, settings: LayerConfig, budget: int, sample_limit: int | None
-    ) -> IFMRObserver:
-        a = settings.activation
-        asymmetric = self.config.activation_offset if a.asymmetric is None else a.asymmetric
-        return IFMRObserver(
-            a.num_bits,
-            asymmetric,
-            a.max_percentile,
-            a.min_percentile,
-            a.search_range,
-            a.search_step,
-            byte_budget=budget,
-            sample_limit=sample_limit,
-            compat=self.compat,
-        )
 
     def _make_model(self) -> nn.Module:
         model = copy_model(self.folded)

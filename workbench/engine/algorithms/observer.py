@@ -1,0 +1,42 @@
+"""What calibration asks of an activation algorithm, and which algorithm a configuration means."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from workbench.engine.algorithms.ifmr import ActivationScale, IFMRObserver
+from workbench.engine.files.config import ActivationParams
+
+
+class Observer(Protocol):
+    """Watches one tensor over the batches, then finds its scale."""
+
+    def update(self, x: Tensor) -> None:
+        """One batch. ``TypeError`` for integers, ``RuntimeError`` for inf and NaN."""
+
+    def result(self) -> ActivationScale:
+        """The scale found from what was seen."""
+
+
+def make_observer(
+    params: ActivationParams,
+    asymmetric: bool,
+    *,
+    byte_budget: int,
+    sample_limit: int | None = None,
+    compat: bool = False,
+) -> Observer:
+    """``asymmetric``: with the global default already applied (``QuantConfig.asymmetric``)."""
+    return IFMRObserver(
+        params.num_bits,
+        asymmetric,
+        params.max_percentile,
+        params.min_percentile,
+        params.search_range,
+        params.search_step,
+        byte_budget=byte_budget,
+        sample_limit=sample_limit,
+        compat=compat,
+    )
