@@ -8,10 +8,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
+USED = ("app", "jupyter", "search", "distributed", "dev")
+
+
 def test_environment_lists_what_pyproject_lists():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = set(project["dependencies"]).union(*(extras[e] for e in ("app", "jupyter", "dev")))
+    wanted = set(project["dependencies"]).union(*(extras[e] for e in USED))
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     listed = next(entry["pip"] for entry in environment if isinstance(entry, dict))
     assert set(listed) == wanted
@@ -28,6 +31,6 @@ def test_every_dependency_is_pinned():
     extras = project["optional-dependencies"]
     names = {
         d.split(">")[0].split("[")[0].lower()
-        for d in project["dependencies"] + extras["app"] + extras["jupyter"] + extras["dev"]
+        for d in set(project["dependencies"]).union(*(extras[e] for e in USED))
     }
     assert names <= pinned
