@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from config_layers import LAYERS, Facts
 
 from workbench.engine.errors import WorkbenchError
 from workbench.engine.files.config import (
@@ -16,35 +16,6 @@ from workbench.engine.files.config import (
     read_config,
     require_enabled,
 )
-
-
-@dataclass(frozen=True)
-class Facts:
-    name: str
-    type: str
-    eligible: bool = True
-    reason: str = ""
-    has_weight: bool = True
-    has_bias: bool = True
-    groups: int = 1
-    in_channels: int = 8
-    out_channels: int = 8
-
-
-LAYERS = {
-    facts.name: facts
-    for facts in [
-        Facts("stem.conv", "Conv2d"),
-        Facts("odd", "Conv2d", in_channels=3),
-        Facts("grouped", "Conv2d", groups=2),
-        Facts("up", "ConvTranspose2d"),
-        Facts("head.fc", "Linear"),
-        Facts("nobias", "Linear", has_bias=False),
-        Facts("pool", "AvgPool2d", has_weight=False, has_bias=False),
-        Facts("vol", "Conv3d"),
-        Facts("reused", "Conv2d", eligible=False, reason="it is called 2 times"),
-    ]
-}
 
 EXAMPLE = """{
     "version":1, "batch_num":4, "activation_offset":true, "do_fusion":true,
@@ -146,7 +117,6 @@ def test_default_config_covers_the_eligible_layers() -> None:
     ("arguments", "words"),
     [
         ({"skip_layers": ["nope"]}, "nope"),
-        ({"skip_layers": ["reused"]}, "called 2 times"),
         ({"skip_layers": ["up", "up"]}, "twice"),
         ({"skip_layers": [n for n in LAYERS if n != "reused"]}, "every layer"),
         ({"batch_num": 0}, "batch_num"),
@@ -160,6 +130,12 @@ def test_wrong_arguments_of_a_new_config(arguments: dict[str, Any], words: str) 
 def test_no_layer_and_a_layer_named_like_a_global_key() -> None:
     with pytest.raises(ValueError, match="called 2 times"):
         default_config({"reused": LAYERS["reused"]})
+
+
+def test_a_layer_that_stays_float_anyway_may_be_skipped() -> None:
+    config = default_config(LAYERS, skip_layers=["reused", "up"])
+    assert "reused" not in config.layers
+    assert not config.layers["up"].quant_enable
     with pytest.raises(ValueError, match="global key"):
         default_config({"version": Facts("version", "Linear")})
 

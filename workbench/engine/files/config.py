@@ -17,12 +17,16 @@ from workbench.engine.files.config_rules import (
     LAYER_FIELDS,
     Reader,
     default_asymmetric,
+    model_problems,
+    skip_problems,
 )
 from workbench.engine.files.layer_rules import LayerFacts, rules_for
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.reading import read_text
+from workbench.engine.files.sidecar import read_sidecar
 
 __all__ = [
+    "CHANNEL_WISE_LINEAR",
     "ActivationParams",
     "JsonSyntaxError",
     "LayerConfig",
@@ -30,10 +34,14 @@ __all__ = [
     "QuantConfig",
     "WeightParams",
     "default_config",
+    "default_weight",
     "parse_config",
     "read_config",
     "require_enabled",
 ]
+
+CHANNEL_WISE_LINEAR = "channel_wise_linear"
+"""Option in a configuration's sidecar: weights of Linear layers may have one scale per output."""
 
 
 @dataclass(frozen=True)
@@ -172,65 +180,62 @@ def default_config(
     skip_layers: Collection[str] | None = None,
     batch_num: int = 1,
     activation_offset: bool = True,
+    channel_wise_linear: bool = False,
 ) -> QuantConfig:
     """Every eligible layer with the built-in defaults, ``skip_layers`` disabled.
 
+    ``channel_wise_linear``: weights of Linear layers get one scale per output, too (D11).
     Raises one ``ValueError`` with all problems of the arguments (chapter 10 section 3.1).
     """
     skipped = list(skip_layers or ())
-    eligible = {name: layer for name, layer in layers.items() if layer.eligible}
     problems = []
     if isinstance(batch_num, bool) or not isinstance(batch_num, int):
         problems.append(Problem("", "batch_num", repr(batch_num), "a whole number", is_type=True))
     elif batch_num <= 0:
         problems.append(Problem("", "batch_num", repr(batch_num), "a whole number above 0"))
-    if not eligible:
-        reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in layers.items())
-        problems.append(
-            Problem("", "model", "without a layer that can be quantised", reasons or "none found")
-        )
-    for name in dict.fromkeys(skipped):
-        if skipped.count(name) > 1:
-            problems.append(Problem("", "skip_layers", f"{name!r} twice", "each name once"))
-        if name in layers and not layers[name].eligible:
-            problems.append(
-                Problem("", "skip_layers", repr(name), f"quantisable layers; {layers[name].reason}")
-            )
-        elif name not in layers:
-            problems.append(Problem("", "skip_layers", repr(name), Reader.names(name, eligible)))
-    if eligible and set(eligible) <= set(skipped):
-        problems.append(Problem("", "skip_layers", "every layer", "at least one layer left"))
-    problems += [
-        Problem("", "model", f"a layer named {name!r}", "any other name; that one is a global key")
-        for name in eligible
-        if name in GLOBAL_KEYS
-    ]
+    problems += model_problems(layers)
+    problems += skip_problems(skipped, layers)
     raise_problems(problems, source="create_quant_config")
+    left_out = set(skipped)
     return QuantConfig(
         batch_num=batch_num,
         activation_offset=activation_offset,
         layers={
             name: LayerConfig(
-                quant_enable=name not in skipped,
+                quant_enable=name not in left_out,
                 activation=ActivationParams(
                     asymmetric=default_asymmetric(layer, activation_offset)
                 ),
-                weight=WeightParams(channel_wise=rules_for(layer).channel_wise),
+                weight=default_weight(layer, channel_wise_linear=channel_wise_linear),
             )
-            for name, layer in eligible.items()
+            for name, layer in layers.items()
+            if layer.eligible
         },
     )
 
 
-def parse_config(text: str, *, source: str, layers: Mapping[str, LayerFacts] | None) -> QuantConfig:
+def default_weight(layer: LayerFacts, *, channel_wise_linear: bool = False) -> WeightParams:
+    """The settings of a layer whose entry has no ``weight_quant_params``."""
+    rules = rules_for(layer, channel_wise_linear=channel_wise_linear)
+    return WeightParams(channel_wise=rules.channel_wise)
+
+
+def parse_config(
+    text: str,
+    *,
+    source: str,
+    layers: Mapping[str, LayerFacts] | None,
+    channel_wise_linear: bool = False,
+) -> QuantConfig:
     """Read and check a JSON configuration; ``layers`` None: without checks against a model.
 
+    ``channel_wise_linear`` allows ``channel_wise: true`` on Linear layers.
     All problems are collected in one error: ``ConfigTypeError`` (``TypeError``) for wrong JSON
     types, ``ConfigError`` (``ValueError``) for the rest, one that is both when both occur.
     ``JsonSyntaxError`` for text that is not JSON. Chapter 10 sections 4 and 5.3, D12.
     """
     data, repeated = load_json(text, source=source)
-    reader = Reader(layers)
+    reader = Reader(layers, channel_wise_linear=channel_wise_linear)
     reader.problems += duplicate_keys(repeated)
     if not isinstance(data, dict):
         reader.problems.append(
@@ -244,7 +249,8 @@ def parse_config(text: str, *, source: str, layers: Mapping[str, LayerFacts] | N
         if name not in GLOBAL_KEYS:
             raw = reader.read_layer(name, value)
             if raw is not None:
-                entries[name] = _layer_config(raw, layers[name] if layers is not None else None)
+                layer = layers[name] if layers is not None else None
+                entries[name] = _layer_config(raw, layer, reader)
     raise_problems(reader.problems, source=source)
     return QuantConfig(**top, layers=entries)
 
@@ -252,8 +258,13 @@ def parse_config(text: str, *, source: str, layers: Mapping[str, LayerFacts] | N
 def read_config(
     path: str | os.PathLike[str], layers: Mapping[str, LayerFacts] | None = None
 ) -> QuantConfig:
-    """``parse_config`` of a file; ``FileNotFoundError`` when it is missing."""
-    return parse_config(read_text(path, what="configuration"), source=str(path), layers=layers)
+    """``parse_config`` of a file, with the options of its sidecar.
+
+    Errors: ``FileNotFoundError`` when it is missing.
+    """
+    text = read_text(path, what="configuration")
+    opted_in = read_sidecar(path).options.get(CHANNEL_WISE_LINEAR, False)
+    return parse_config(text, source=str(path), layers=layers, channel_wise_linear=opted_in is True)
 
 
 def require_enabled(config: QuantConfig, *, source: str = "the configuration") -> None:
@@ -266,10 +277,11 @@ def require_enabled(config: QuantConfig, *, source: str = "the configuration") -
         )
 
 
-def _layer_config(raw: Mapping[str, Any], layer: LayerFacts | None) -> LayerConfig:
-    rules = rules_for(layer) if layer is not None else None
+def _layer_config(raw: Mapping[str, Any], layer: LayerFacts | None, reader: Reader) -> LayerConfig:
+    rules = reader.rules(layer) if layer is not None else None
     activation = ActivationParams(**raw[LAYER_FIELDS.activation])
-    if activation.asymmetric is None and rules is not None and not rules.asymmetric:
+    if rules is not None and not rules.asymmetric:
+        # A disabled layer too: it may be enabled later, without a second look at its entry.
         activation = dataclasses.replace(activation, asymmetric=False)
     weight: WeightParams | None = None
     given = raw[LAYER_FIELDS.weight]

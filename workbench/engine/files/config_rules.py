@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +12,11 @@ from typing import Any
 
 from workbench.engine.files.layer_rules import (
     FUSIBLE_TYPES,
+    TYPE_RULES,
     LayerFacts,
+    TypeRules,
+    channel_wise_words,
+    int4_obstacle,
     int16_obstacle,
     rules_for,
     weight_bits_obstacle,
@@ -95,6 +100,51 @@ def default_asymmetric(layer: LayerFacts, activation_offset: bool) -> bool:
     return activation_offset and rules_for(layer).asymmetric
 
 
+def skip_problems(names: Sequence[str], layers: Mapping[str, LayerFacts]) -> list[Problem]:
+    """What is wrong with the names in ``skip_layers`` (chapter 10 sections 3.1 and 5.3).
+
+    A layer of a quantisable type that stays float for a reason of its own may be named: it is
+    skipped anyway, and a script written for a model with fewer such reasons goes on working.
+    """
+    problems = repeated_names("skip_layers", names)
+    eligible = [name for name, layer in layers.items() if layer.eligible]
+    for name in dict.fromkeys(names):
+        layer = layers.get(name)
+        if layer is None:
+            problems.append(Problem("", "skip_layers", repr(name), Reader.names(name, eligible)))
+        elif not layer.eligible and layer.type not in TYPE_RULES:
+            allowed = f"quantisable layers; {layer.reason}"
+            problems.append(Problem("", "skip_layers", repr(name), allowed))
+    if eligible and set(eligible) <= set(names):
+        problems.append(Problem("", "skip_layers", "every layer", "at least one layer left"))
+    return problems
+
+
+def repeated_names(key: str, names: Sequence[str]) -> list[Problem]:
+    counts = Counter(names)
+    return [
+        Problem("", key, f"{name!r} twice", "each name once")
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
+    """Why a model as such cannot have a configuration."""
+    eligible = [name for name, layer in layers.items() if layer.eligible]
+    problems = [
+        Problem("", "model", f"a layer named {name!r}", "any other name; that one is a global key")
+        for name in eligible
+        if name in GLOBAL_KEYS
+    ]
+    if not eligible:
+        reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in layers.items())
+        problems.append(
+            Problem("", "model", "without a layer that can be quantised", reasons or "none found")
+        )
+    return problems
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -116,9 +166,15 @@ def _has_kind(value: Any, kind: Kind) -> bool:
 class Reader:
     """Checks the parsed JSON piece by piece and collects every problem on the way."""
 
-    def __init__(self, layers: Mapping[str, LayerFacts] | None) -> None:
+    def __init__(
+        self, layers: Mapping[str, LayerFacts] | None, *, channel_wise_linear: bool = False
+    ) -> None:
         self.layers = layers
         self.problems: list[Problem] = []
+        self._channel_wise_linear = channel_wise_linear
+
+    def rules(self, layer: LayerFacts) -> TypeRules:
+        return rules_for(layer, channel_wise_linear=self._channel_wise_linear)
 
     def read_globals(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The valid global keys, as arguments of ``QuantConfig``."""
@@ -194,7 +250,8 @@ class Reader:
         self, name: str, layer: LayerFacts | None, enabled: bool, value: Mapping[str, Any]
     ) -> dict[str, Any]:
         section = LAYER_FIELDS.activation
-        result = self._read_section(name, section, value.get(section, {}), ACTIVATION_KEYS)
+        given = value.get(section, {})
+        result = self._read_section(name, section, given, ACTIVATION_KEYS)
         self._check_mixture(
             name,
             [key for key in IFMR_ONLY if key in result],
@@ -205,10 +262,13 @@ class Reader:
             if result.get("act_algo") == "ifmr":
                 self._add(name, "num_of_bins", result["num_of_bins"], "only with act_algo hfmg")
             result["act_algo"] = "hfmg"
-        self._check_step(name, result)
+        if isinstance(given, dict):
+            self._check_step(name, result, given)
         if layer is not None:
             if result.get("num_bits") == 16 and (obstacle := int16_obstacle(layer)):
                 self._add(name, f"{section}.num_bits", 16, obstacle)
+            if result.get("num_bits") == 4 and (obstacle := int4_obstacle(layer)):
+                self._add(name, f"{section}.num_bits", 4, obstacle)
             if enabled and result.get("asymmetric") and not rules_for(layer).asymmetric:
                 self._add(name, f"{section}.asymmetric", True, f"false for {layer.type}")
         return result
@@ -228,9 +288,9 @@ class Reader:
             allowed="only with wts_algo ada_quantize",
         )
         if layer is not None:
-            rules = rules_for(layer)
+            rules = self.rules(layer)
             if result.get("channel_wise") and not rules.channel_wise:
-                self._add(name, f"{section}.channel_wise", True, f"false for {layer.type}")
+                self._add(name, f"{section}.channel_wise", True, channel_wise_words(layer.type))
             if algorithm == "ada_quantize" and not rules.ada:
                 self._add(name, f"{section}.wts_algo", algorithm, f"arq_quantize for {layer.type}")
             bits = result.get("num_bits", 8)
@@ -260,7 +320,11 @@ class Reader:
             for key in keys:
                 self.problems.append(Problem(name, key, "given", allowed))
 
-    def _check_step(self, name: str, activation: Mapping[str, Any]) -> None:
+    def _check_step(
+        self, name: str, activation: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> None:
+        if "search_range" in given and "search_range" not in activation:
+            return
         start, end = activation.get("search_range", (0.7, 1.3))
         step = activation.get("search_step", 0.01)
         # Decimal, because 0.6 > 1.3 - 0.7 in binary.
@@ -269,9 +333,8 @@ class Reader:
             self._add(name, "search_step", step, f"a number in (0, {span}], search_range's length")
 
     def _check_fusion_names(self, names: Sequence[str]) -> None:
+        self.problems += repeated_names("skip_fusion_layers", names)
         for name in dict.fromkeys(names):
-            if names.count(name) > 1:
-                self._add("", "skip_fusion_layers", f"{name} twice", "each name once")
             if self.layers is not None:
                 layer = self.layers.get(name)
                 if layer is None or layer.type not in FUSIBLE_TYPES:

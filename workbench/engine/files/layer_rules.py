@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -53,11 +53,34 @@ TYPE_RULES: dict[str, TypeRules] = {
     "GRU": TypeRules(channel_wise=True, int16="yes", dmq=False),
 }
 
+RECURRENT = ("LSTM", "GRU")
+"""Types with two weights, whose node in the deploy file knows codes of 8 and 16 bits only."""
+
 FUSIBLE_TYPES = ("Conv1d", "Conv2d", "Conv3d")
 
 
-def rules_for(layer: LayerFacts) -> TypeRules:
-    return TYPE_RULES.get(layer.type, TypeRules(dmq=False))
+def rules_for(layer: LayerFacts, *, channel_wise_linear: bool = False) -> TypeRules:
+    return rules_of_type(layer.type, channel_wise_linear=channel_wise_linear)
+
+
+def rules_of_type(kind: str, *, channel_wise_linear: bool = False) -> TypeRules:
+    """What a layer type allows; ``channel_wise_linear`` is the opt-in of D11."""
+    rules = TYPE_RULES.get(kind, TypeRules(dmq=False))
+    if channel_wise_linear and kind == "Linear":
+        return replace(rules, channel_wise=True)
+    return rules
+
+
+def channel_wise_words(kind: str) -> str:
+    """What is allowed instead of ``channel_wise: true`` on a type that has no channels for it."""
+    if kind == "Linear":
+        return "false for Linear, unless the config is created with channel_wise_linear=True"
+    return f"false for {kind}"
+
+
+def int4_obstacle(layer: LayerFacts) -> str:
+    """Why the layer's activations cannot have 4 bits; empty when they can."""
+    return f"{layer.type} layers take 8 or 16 bits" if layer.type in RECURRENT else ""
 
 
 def int16_obstacle(layer: LayerFacts) -> str:
@@ -79,4 +102,6 @@ def weight_bits_obstacle(layer: LayerFacts, bits: int) -> str:
             return "4 bits need a layer without groups; 8"
         if layer.in_channels % 2:
             return f"4 bits need an even number of input channels, not {layer.in_channels}; 8"
+        if layer.type in RECURRENT and layer.out_channels % 2:
+            return f"4 bits need an even hidden size, not {layer.out_channels}; 8"
     return ""

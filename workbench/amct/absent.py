@@ -1,0 +1,108 @@
+"""What scripts may import and this version does not have, said with the flow that will bring it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from types import ModuleType
+from typing import NoReturn
+
+_QAT = "quantisation-aware training"
+_PRUNING = "channel pruning and 2:4 sparsity"
+_MODULES = "module-level quantisation"
+_DISTILLATION = "distillation"
+_DECOMPOSITION = "tensor decomposition"
+
+_NAMES: Mapping[str, Sequence[str]] = {
+    _QAT: (
+        "create_quant_retrain_config",
+        "create_quant_retrain_model",
+        "restore_quant_retrain_model",
+        "save_quant_retrain_model",
+        "nn",
+    ),
+    "combined compression": (
+        "create_compressed_retrain_model",
+        "restore_compressed_retrain_model",
+        "save_compressed_retrain_model",
+    ),
+    _PRUNING: (
+        "create_prune_retrain_model",
+        "restore_prune_retrain_model",
+        "save_prune_retrain_model",
+        "auto_channel_prune_search",
+        "common.auto_channel_prune",
+    ),
+    _MODULES: (
+        "quantize",
+        "convert",
+        "algorithm_register",
+        "INT8_MINMAX_WEIGHT_QUANT_CFG",
+        "INT4_AWQ_WEIGHT_QUANT_CFG",
+        "INT4_GPTQ_WEIGHT_QUANT_CFG",
+        "MXFP4_AWQ_WEIGHT_QUANT_CFG",
+        "INT8_SMOOTHQUANT_CFG",
+        "HIFP8_OFMR_CFG",
+        "FP8_OFMR_CFG",
+        "MXFP8_QUANT_CFG",
+        "HIFP8_CAST_CFG",
+        "HIFP8_QUANTILE_CFG",
+        "HIFP8_SMOOTHQUANT_CFG",
+    ),
+    "key-value cache quantisation": ("create_quant_cali_config", "create_quant_cali_model"),
+    _DISTILLATION: (
+        "create_distill_config",
+        "create_distill_model",
+        "distill",
+        "save_distill_model",
+    ),
+    _DECOMPOSITION: ("tensor_decompose",),
+}
+
+ABSENT: dict[str, str] = {
+    f"workbench.amct.{name}": f"comes with {flow}"
+    for flow, names in _NAMES.items()
+    for name in names
+} | {
+    "workbench.amct.prune": "is left out, as all of structured pruning on live modules is",
+    "workbench.amct.pruning": "is left out, as all of structured pruning on live modules is",
+    "workbench.amct.common.auto_calibration.AccuracyBasedAutoCalibrationBase": (
+        "is the reference's controller; accuracy_based_auto_calibration takes strategies, "
+        "sensitivities and evaluators of yours"
+    ),
+    "workbench.amct_onnx.convert_qat_model": f"comes with {_QAT}",
+    "workbench.amct_onnx.convert_model": f"comes with {_QAT}",
+}
+"""Full path of a module or name -> what is to be said of it."""
+
+
+def why_absent(path: str) -> str:
+    return f"{path} {ABSENT[path]}; it is not in this version"
+
+
+def absent_names(module: str) -> Callable[[str], NoReturn]:
+    """A ``__getattr__`` for ``module`` that says why a known name is not there."""
+
+    def get(name: str) -> NoReturn:
+        path = f"{module}.{name}"
+        known = path in ABSENT
+        raise AttributeError(
+            why_absent(path) if known else f"module {module!r} has no attribute {name!r}"
+        )
+
+    return get
+
+
+class _AbsentFinder(MetaPathFinder):
+    """``from package import name`` drops an ``AttributeError``'s text; this one's is kept."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        if name in ABSENT:
+            raise ImportError(why_absent(name), name=name)
+
+
+if not any(type(finder).__name__ == _AbsentFinder.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _AbsentFinder())
