@@ -1,4 +1,4 @@
-"""Auto-calibration on digits-mobilenet-hard: evaluations, and time outside ``evaluate``."""
+"""Auto-calibration: evaluations, time outside ``evaluate``, layers given up, early verdicts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness import Row, report, threads
+from benchmarks.planted import early_rows, planted_rows
 from workbench import zoo
 from workbench.engine import (
     AutoCalibrationEvaluatorBase,
@@ -104,6 +105,8 @@ def main() -> None:
                 0.5,
                 f"search {searching:.1f} s; {apart}",
             ),
+            *planted_rows(),
+            *early_rows(),
         ]
     )
 

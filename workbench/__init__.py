@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["charts", "engine", "open", "studio", "widgets", "zoo"]
 
-_PACKAGES = frozenset({"amct", "app", "charts", "engine", "studio", "widgets", "zoo"})
+_PACKAGES = frozenset({"amct", "amct_onnx", "app", "charts", "engine", "studio", "widgets", "zoo"})
 
 
 def open(

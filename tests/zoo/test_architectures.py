@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from workbench.zoo.architectures import mobilenet_v2, resnet18, resnet50
+from workbench.zoo.architectures import mobilenet_v2, resnet18, resnet50, vit_small
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from workbench.zoo.architectures import mobilenet_v2, resnet18, resnet50
         (resnet18, 11_689_512, 21, "layer2.0.downsample.0"),
         (resnet50, 25_557_032, 54, "layer4.2.conv3"),
         (mobilenet_v2, 3_504_872, 53, "features.1.conv.0.0"),
+        # The published 22,050,664 less the class token and its position.
+        (vit_small, 22_050_664 - 2 * 384, 74, "patch_embed"),
     ],
 )
 def test_published_sizes_and_names(

@@ -7,19 +7,23 @@ from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
+from workbench.engine.flows.preprocess import quantize_preprocess
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.flow import accuracy_based_auto_calibration
+from workbench.engine.search.model_evaluator import ModelEvaluator
 
 __all__ = [
     "AutoCalibrationEvaluatorBase",
     "CancelToken",
     "Cancelled",
     "Event",
+    "ModelEvaluator",
     "WorkbenchError",
     "accuracy_based_auto_calibration",
     "create_quant_config",
     "quantize_model",
+    "quantize_preprocess",
     "save_model",
     "verify_export",
 ]

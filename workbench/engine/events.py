@@ -52,6 +52,13 @@ class LayerMeasured(Event):
 
 
 @dataclass(frozen=True)
+class SearchPhase(Event):
+    """A search enters a phase: original, calibration, all, sensitivity, search or final."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
 class TrialStarted(Event):
     """A configuration is about to be evaluated; ``float_layers`` stay float."""
 
@@ -62,7 +69,12 @@ class TrialStarted(Event):
 
 @dataclass(frozen=True)
 class TrialFinished(Event):
-    """A configuration was judged. ``phase``: original, all, search or final."""
+    """A configuration was judged. ``phase``: original, all, search, speculative or final.
+
+    ``share`` of the samples was evaluated (below 1: the verdict came early, the metric is an
+    estimate); ``cached``: it was known from an earlier run. ``variants``: layers that are quantised
+    with other settings than the configuration's, and the name of those.
+    """
 
     trial: int
     phase: str
@@ -71,6 +83,25 @@ class TrialFinished(Event):
     loss: float
     satisfied: bool
     seconds: float
+    share: float = 1.0
+    cached: bool = False
+    variants: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class ParetoPointFound(Event):
+    """A configuration that none before it equals or beats in both loss and cost.
+
+    ``objective`` is size (bytes), bops (bit-operations of one sample) or latency (milliseconds).
+    """
+
+    float_layers: tuple[str, ...]
+    variants: tuple[tuple[str, str], ...]
+    metric: float | None
+    loss: float
+    objective: str
+    cost: float
+    satisfied: bool
 
 
 @dataclass(frozen=True)
@@ -89,6 +120,16 @@ class BracketMoved(Event):
 
 
 @dataclass(frozen=True)
+class RoundingTuned(Event):
+    """``iteration`` of ``iterations`` steps of learning a layer's rounding; the loss there."""
+
+    layer: str
+    iteration: int
+    iterations: int
+    loss: float
+
+
+@dataclass(frozen=True)
 class FileWritten(Event):
     """A result file is complete on disk; ``size`` in bytes."""
 
@@ -100,20 +141,37 @@ OnEvent = Callable[[Event], None]
 
 
 class CancelToken:
-    """A flag another thread sets to stop a long call at its next step."""
+    """A flag another thread sets to stop a long call at its next step, or to hold it there."""
 
     def __init__(self) -> None:
         self._flag = threading.Event()
+        self._running = threading.Event()
+        self._running.set()
 
     def cancel(self) -> None:
+        """Stop the call at its next ``check``; a paused one too."""
         self._flag.set()
+        self._running.set()
+
+    def pause(self) -> None:
+        """Hold the call at its next ``check`` until ``resume`` or ``cancel``."""
+        if not self.cancelled:
+            self._running.clear()
+
+    def resume(self) -> None:
+        self._running.set()
+
+    @property
+    def paused(self) -> bool:
+        return not self._running.is_set()
 
     @property
     def cancelled(self) -> bool:
         return self._flag.is_set()
 
     def check(self) -> None:
-        """Raise ``Cancelled`` if the flag is set."""
+        """Wait while paused; raise ``Cancelled`` if the flag is set."""
+        self._running.wait()
         if self._flag.is_set():
             raise Cancelled("cancelled by the user")
 

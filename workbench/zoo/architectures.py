@@ -365,3 +365,25 @@ class MobileNetV2(nn.Module):
 def mobilenet_v2(num_classes: int = 1000) -> MobileNetV2:
     """MobileNetV2 (width 1.0) with random weights."""
     return MobileNetV2(num_classes)
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer on 224×224 images (arXiv:2010.11929), mean-pooled, without class token."""
+
+    def __init__(self, dim: int, depth: int, heads: int, patch: int, num_classes: int) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, dim, patch, stride=patch)
+        self.position = nn.Parameter(torch.randn(1, (224 // patch) ** 2, dim) * 0.02)
+        self.blocks = nn.Sequential(*(TransformerBlock(dim, heads, 4 * dim) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(x).flatten(2).transpose(1, 2) + self.position
+        out: Tensor = self.head(self.norm(self.blocks(x)).mean(dim=1))
+        return out
+
+
+def vit_small(num_classes: int = 1000) -> VisionTransformer:
+    """ViT-S/16 with random weights."""
+    return VisionTransformer(384, 12, 6, 16, num_classes)

@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from workbench.engine.algorithms.ifmr import (
-    ActivationScale,
-    IFMRObserver,
-    candidate_ratios,
-    flat_view,
-)
+from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.batch import flat_view
+from workbench.engine.algorithms.ifmr import IFMRObserver, candidate_ratios
 
 EVERYTHING = 1 << 30
 
@@ -109,6 +106,47 @@ def test_table_of_the_specification(
     result = observe([v(k) for k in ks], bits, asymmetric, percentile, budget)
     assert result.scale == pytest.approx(scale, rel=1e-6)
     assert result.offset == offset
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("asymmetric", [True, False])
+@pytest.mark.parametrize(("start", "end", "step"), [(0.3, 1.0, 0.05), (0.95, 1.5, 0.1), (1, 2, 1)])
+@pytest.mark.parametrize("percentiles", [(0.99, 1.0), (1.0, 0.97), (0.999999, 0.9)])
+def test_ranges_steps_and_percentiles(
+    bits: int,
+    asymmetric: bool,
+    start: float,
+    end: float,
+    step: float,
+    percentiles: tuple[float, float],
+) -> None:
+    x = torch.cat([v(0), v(1)])
+    observer = IFMRObserver(
+        bits, asymmetric, *percentiles, (start, end), step, byte_budget=EVERYTHING
+    )
+    observer.update(x)
+    result = observer.result()
+    ordered = np.sort(x.numpy().astype(np.float64))
+    ranks = [
+        1 if 1 - p < 1.2e-7 else max(1, len(ordered) - int(p * len(ordered))) for p in percentiles
+    ]
+    high, low = max(0.0, ordered[-ranks[0]]), min(0.0, ordered[ranks[1] - 1])
+    negative = high < -low
+    found = []
+    for i in range(round((end - start) / step + 0.499)):
+        top = (start + i * step) * (high if asymmetric else max(high, -low))
+        scale = (
+            (top - low) / (2**bits - 1)
+            if asymmetric
+            else top / (2 ** (bits - 1) - (0 if negative else 1))
+        )
+        clipped = np.clip(ordered, low if asymmetric else -top, top)
+        found.append((((np.rint(clipped / scale) * scale - ordered) ** 2).mean(), scale))
+    loss = min(found)[0]
+    near = [s for other, s in found if other <= loss * (1 + 1e-4)]
+    assert any(result.scale == pytest.approx(s, rel=1e-5) for s in near)
+    offset = -round(low / result.scale) - 2 ** (bits - 1) if asymmetric else 0
+    assert abs(result.offset - offset) <= (bits == 16)
 
 
 @pytest.mark.parametrize("budget", [EVERYTHING, 0])

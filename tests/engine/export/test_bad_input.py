@@ -53,6 +53,26 @@ def test_bad_fields(make_case, fields, error, words):
     refused(case, error, *words)
 
 
+@pytest.mark.parametrize(
+    ("layer", "length", "words"),
+    [("up", 3, "1 or 6"), ("up", 8, "1 or 6"), ("fc", 96, "1 or 5"), ("pool", 6, "allowed: 1")],
+)
+def test_scales_must_be_one_or_one_per_output_channel(make_case, layer, length, words):
+    """A grouped transposed convolution has dims[1] · group outputs; a pool takes one scale."""
+    case = make_case()
+    case.change(layer, scale_w=(0.1,) * length, offset_w=(0,) * length)
+    refused(case, RuntimeError, layer, words)
+
+
+@pytest.mark.parametrize(("layer", "channels"), [("conv", 3), ("up", 8), ("fc", 96)])
+def test_balance_factors_must_be_one_per_input_channel(make_case, layer, channels):
+    case = make_case()
+    case.change(layer, tensor_balance_factor=(1.0,) * (channels + 1))
+    refused(case, ValueError, layer, f"{channels} input channels")
+    case.change(layer, tensor_balance_factor=(1.0,) * channels)
+    save(case)
+
+
 def test_balance_factor_on_a_pool(make_case):
     case = make_case()
     case.change("pool", tensor_balance_factor=(1.0,) * 6)

@@ -179,6 +179,16 @@ def test_int4_weights_pack_and_run(make_case, run_onnx):
     assert np.array_equal(result, expected)
 
 
+def test_dst_type_decides_both_widths(make_case):
+    case = make_case(nn.Sequential(nn.Conv2d(4, 6, 3)), (2, 4, 8, 8), wts_bits={"0": 4})
+    case.change("0", dst_type="INT4", offset_d=0, act_type="INT16", wts_type="INT8")
+    save(case)
+    nodes, tensors = load(case.file("deploy"))
+    assert attributes(nodes["0.quant"])["dst_type"] == b"INT4"
+    assert tuple(tensors[nodes["0"].input[1]].dims) == (6, 2, 3, 3)
+    assert "0.bias_quant" in nodes
+
+
 def test_int7_weights_stay_in_their_range(make_case):
     case = make_case(wts_bits={"conv": 7})
     save(case)

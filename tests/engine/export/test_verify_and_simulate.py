@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from workbench.engine.errors import Cancelled
-from workbench.engine.events import CancelToken, Progress
+from workbench.engine.events import CancelToken, Notice, Progress
 from workbench.engine.export.save import save_model
 from workbench.engine.export.simulate import DeploySimulator
 from workbench.engine.export.torch_module import to_fake_quant
@@ -100,6 +100,21 @@ def test_all_forms_agree(saved):
         assert parity.max_steps <= 1
         assert parity.first_layer is None
     assert [e.done for e in seen if isinstance(e, Progress)] == [0, 1, 2]
+
+
+def test_overflowing_layers_are_reported(saved):
+    """A bias at the very edge of int32: about half of the sums leave it."""
+    module = to_fake_quant(saved.module, saved.record)
+    model = onnx.load(saved.file("deploy"))
+    bias = next(t for t in model.graph.initializer if t.name == "fc.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(5, 2**31 - 1, np.int32), "fc.bias"))
+    onnx.save(model, saved.file("deploy"))
+    seen = []
+    verify_export(module, saved.save_path, [saved.inputs], on_event=seen.append)
+    notices = [e.message for e in seen if isinstance(e, Notice)]
+    assert len(notices) == 1
+    assert "fc" in notices[0]
+    assert "int32" in notices[0]
 
 
 def test_the_first_wrong_layer_is_named(saved):

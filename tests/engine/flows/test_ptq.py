@@ -233,7 +233,7 @@ def test_editing_the_config_leaves_a_layer_in_float(net, batches, files):
         ('"max_percentile":0.999999|"max_percentile":1.5', ValueError, "max_percentile"),
         ('"quant_enable":true|"quant_enable":1', TypeError, "quant_enable"),
         ('"act_algo":"ifmr"|"act_algo":"best"', ValueError, "act_algo"),
-        ('"wts_algo":"arq_quantize"|"wts_algo":"ada_quantize"', ValueError, "ada_quantize"),
+        ('"wts_algo":"arq_quantize"|"wts_algo":"best"', ValueError, "wts_algo"),
         ("true|tru", ValueError, "config.json"),
     ],
 )

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from workbench.engine.files.config import default_config
 from workbench.engine.graph.capture import capture
 
 
@@ -27,6 +28,12 @@ class Everything(nn.Module):
         self.line_b = nn.Conv1d(4, 4, 1)
         self.line_b.weight = self.line_a.weight
         self.volume = nn.Conv3d(1, 1, 2, dilation=(2, 1, 1))
+        self.volume_wide = nn.Conv3d(1, 1, 2, dilation=(1, 2, 2))
+        self.line = nn.Conv1d(4, 4, 3)
+        self.line_up = nn.ConvTranspose1d(4, 4, 2)
+        self.line_single = nn.Conv1d(4, 4, 1)
+        self.volume_single = nn.Conv3d(1, 1, 1)
+        self.vector = nn.Linear(4, 4)
         self.single = nn.Conv2d(4, 4, 1)
         self.keyword = nn.Conv2d(4, 4, 1)
         self.attribute = nn.Conv2d(4, 4, 1)
@@ -45,8 +52,10 @@ class Everything(nn.Module):
         x = self.keyword(input=x)
         x = self.attribute(x) * self.attribute.weight.mean()
         x = self.sub(x)
-        v = self.volume(x.unsqueeze(1)).mean()
-        y = self.line_b(self.line_a(x.flatten(2))).mean()
+        v = self.volume(x.unsqueeze(1)).mean() + self.volume_wide(x.unsqueeze(1)).mean()
+        v = v + self.volume_single(x[:1]).mean()
+        y = self.line_up(self.line(self.line_b(self.line_a(x.flatten(2))))).mean()
+        y = y + self.line_single(x[0].flatten(1)).mean() + self.vector(x[0, :, 0, 0]).mean()
         x = self.pool(x).flatten(1) + v + y
         x = F.linear(x, self.functional.weight)
         x = self.direct.forward(x)
@@ -61,7 +70,13 @@ def layers():
 
 def test_only_the_eligible_layers_are_found(layers):
     eligible = [name for name, info in layers.items() if info.eligible]
-    assert eligible == ["conv1", "keyword", "head"]
+    assert eligible == ["conv1", "keyword", "volume_wide", "line", "line_up", "head"]
+
+
+def test_a_three_dimensional_convolution_is_symmetric(layers):
+    config = default_config(layers, activation_offset=True)
+    assert not config.asymmetric("volume_wide")
+    assert config.asymmetric("line")
 
 
 @pytest.mark.parametrize(
@@ -72,10 +87,13 @@ def test_only_the_eligible_layers_are_found(layers):
         ("circular", "padding_mode 'circular'"),
         ("tied_a", "shared with tied_b.weight"),
         ("tied_b", "shared with tied_a.weight"),
-        ("line_a", "Conv1d is not handled yet"),
-        ("line_b", "Conv1d is not handled yet"),
-        ("volume", "Conv3d is not handled yet"),
+        ("line_a", "shared with line_b.weight"),
+        ("line_b", "shared with line_a.weight"),
+        ("volume", "dilation 2 along depth"),
         ("single", "unbatched"),
+        ("line_single", "unbatched (2 dimensions instead of 3)"),
+        ("volume_single", "unbatched (4 dimensions instead of 5)"),
+        ("vector", "unbatched (1 dimensions instead of 2)"),
         ("attribute", "read outside its own call"),
         ("sub", "a subclass of Conv2d"),
         ("functional", "used functionally"),
@@ -181,6 +199,6 @@ def test_attention_recurrence_and_divisors_are_listed_with_their_reason():
     layers = capture(Net(), torch.randn(2, 4, 4)).layers
     assert "MultiheadAttention is not handled" in layers["attention"].reason
     assert "subclass of Linear" in layers["attention.out_proj"].reason
-    assert "GRU is not handled" in layers["rnn"].reason
+    assert "without an initial state" in layers["rnn"].reason
     assert "divisor_override" in layers["pool"].reason
     assert layers["head"].eligible

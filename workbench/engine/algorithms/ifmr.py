@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,16 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.batch import take_batch
 from workbench.engine.algorithms.range_histogram import RangeHistogram
 from workbench.engine.algorithms.top_values import TopValues, row_extremes
-from workbench.engine.errors import WrongState, WrongType
+from workbench.engine.errors import WrongState
 from workbench.engine.numerics.integer import FLT_EPSILON, SMALLEST_NORMAL, guard_activation
 
 logger = logging.getLogger("workbench.engine.algorithms")
 
 _SMALL = 1 << 14
 _CHUNK = 1 << 16
-_RUN = 64
 _STAGE = 1 << 16
 _MERGED = 1 << 22
 _MOST_TRACKED = 4096
@@ -29,14 +29,6 @@ _COARSEST_STEP = 8
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ActivationScale:
-    """``scale`` is a float32 value; ``offset`` is added after scaling (the code of real 0)."""
-
-    scale: float
-    offset: int
 
 
 class IFMRObserver:
@@ -89,21 +81,12 @@ class IFMRObserver:
 
     def update(self, x: Tensor) -> None:
         """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed."""
-        if not x.is_floating_point():
-            raise WrongType(f"an activation of dtype {x.dtype} cannot be quantised to integers")
         if x.numel() == 0:
             return
-        values = flat_view(x.detach())
-        lowest, highest = row_extremes(values)
-        low, high = lowest.min(), highest.max()
-        known: tuple[Tensor, Tensor] | None = (lowest, highest)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
-        if self.sample_limit is not None and values.numel() > self.sample_limit:
-            step = _coprime_stride(-(-values.numel() // self.sample_limit), x.shape)
-            runs = values[: values.numel() // _RUN * _RUN].view(-1, _RUN)
-            values, known = runs[::step].reshape(-1), None
-            self._extremes.append(torch.stack([low, high]).float().cpu())
+        batch = take_batch(x, self.sample_limit)
+        values = batch.values
+        if batch.is_sample:
+            self._extremes.append(torch.tensor([batch.low, batch.high]))
         self._seen += x.numel()
         self._total += values.numel()
         size = values.numel() * values.element_size()
@@ -113,7 +96,7 @@ class IFMRObserver:
             self._track(values)
             self._thin_out(values)
         else:
-            self._count(values, known)
+            self._count(values, batch.rows)
 
     def result(self) -> ActivationScale:
         """Scale and offset of what was seen; ``RuntimeError`` when nothing was."""
@@ -193,7 +176,7 @@ class IFMRObserver:
             self._tops, self._percentiles, reversed(extremes), strict=True
         ):
             # A later, larger total asks for deeper values; blocks are alike, four times is ample.
-            keep = 4 * _rank(percentile, self._total) + 16
+            keep = 4 * _rank(percentile, self._total) + 4
             top.add(values, rows, min(keep, _MOST_TRACKED))
         return extremes
 
@@ -336,13 +319,6 @@ def exact_losses(kept: Sequence[Tensor], candidates: _Candidates) -> Floats64:
     return losses
 
 
-def flat_view(x: Tensor) -> Tensor:
-    """The values of ``x`` in memory order: a view for every dense layout, else a copy."""
-    strides = x.stride()
-    order = sorted(range(x.dim()), key=lambda axis: -strides[axis])
-    return x.permute(order).reshape(-1)
-
-
 def _chunks(kept: Sequence[Tensor]) -> Iterator[Tensor]:
     for values in kept:
         for start in range(0, values.numel(), _CHUNK):
@@ -354,12 +330,3 @@ def _rank(percentile: float, total: int) -> int:
     if 1 - percentile < FLT_EPSILON:
         return 1
     return max(1, total - int(percentile * total))
-
-
-def _coprime_stride(least: int, shape: Sequence[int]) -> int:
-    """A stride that visits all positions along every axis alike: one that shares no factor."""
-    product = math.prod(shape)
-    stride = least
-    while math.gcd(stride, product) != 1:
-        stride += 1
-    return stride

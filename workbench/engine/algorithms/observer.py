@@ -6,7 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from workbench.engine.algorithms.ifmr import ActivationScale, IFMRObserver
+from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.hfmg import HFMGObserver
+from workbench.engine.algorithms.ifmr import IFMRObserver
 from workbench.engine.files.config import ActivationParams
 
 
@@ -29,6 +31,14 @@ def make_observer(
     compat: bool = False,
 ) -> Observer:
     """``asymmetric``: with the global default already applied (``QuantConfig.asymmetric``)."""
+    if params.act_algo == "hfmg":
+        return HFMGObserver(
+            params.num_bits,
+            asymmetric,
+            params.num_of_bins,
+            sample_limit=sample_limit,
+            compat=compat,
+        )
     return IFMRObserver(
         params.num_bits,
         asymmetric,

@@ -40,9 +40,8 @@ class TopValues:
     def add(self, values: Tensor, row_maxima: Tensor, keep: int) -> None:
         """Take in a flat block; ``row_maxima`` are its row extremes (minima for ``sign`` -1)."""
         maxima = row_maxima * self._sign
-        if maxima.numel() <= keep:
-            candidates = values
-        else:
+        candidates = values
+        if maxima.numel() > keep:
             rows = maxima.topk(keep, sorted=False).indices
             tail = maxima.numel() - 1 if values.numel() % ROW else -1
             whole = values[: values.numel() // ROW * ROW].view(-1, ROW)

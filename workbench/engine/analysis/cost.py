@@ -44,6 +44,6 @@ def model_cost(
             for n in layer.weight_shape:
                 elements *= n
             channel_wise = entry.weight is not None and entry.weight.channel_wise
-            scales = layer.out_channels if channel_wise else 1
+            scales = layer.scale_count(channel_wise=channel_wise)
             size += (elements * weight_bits + 7) // 8 + 8 * scales - 4 * elements
     return Cost(size, operations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.engine.events import CancelToken, check
-from workbench.engine.files.record import Record
+from workbench.engine.files.record import LayerRecord, Record
+from workbench.engine.graph.rnn import joined_weight
 from workbench.engine.numerics.integer import int_range
 
 
@@ -63,8 +64,22 @@ def layer_histogram(
         )
     layer = folded.get_submodule(name)
     data = list(batches)
+    return histogram_of(name, layer, entry, lambda: _inputs(folded, layer, data, cancel), bins=bins)
+
+
+def histogram_of(
+    name: str,
+    layer: nn.Module,
+    entry: LayerRecord,
+    inputs: Callable[[], Iterable[Tensor]],
+    *,
+    bins: int = 256,
+) -> LayerHistogram:
+    """The same from the layer's inputs, which are asked for twice."""
+    assert entry.scale_d is not None
+    assert entry.offset_d is not None
     low, high = np.inf, -np.inf
-    for x in _inputs(folded, layer, data, cancel):
+    for x in inputs():
         a, b = torch.aminmax(x)
         low, high = min(low, float(a)), max(high, float(b))
     if low > high:
@@ -72,10 +87,11 @@ def layer_histogram(
     if low == high:
         low, high = low - 0.5, high + 0.5
     counts = np.zeros(bins, np.int64)
-    for x in _inputs(folded, layer, data, cancel):
+    for x in inputs():
         counts += torch.histc(x.float(), bins, low, high).to(torch.int64).cpu().numpy()
     qmin, qmax = int_range(entry.act_bits)
-    weight = getattr(layer, "weight", None)
+    recurrent = isinstance(layer, nn.LSTM | nn.GRU)
+    weight = joined_weight(layer) if recurrent else getattr(layer, "weight", None)
     weight_counts, weight_edges = np.zeros(0, np.int64), np.zeros(0)
     if isinstance(weight, Tensor):
         weight_counts, weight_edges = np.histogram(weight.detach().float().cpu().numpy(), bins)
@@ -88,7 +104,9 @@ def layer_histogram(
         activation_scale=entry.scale_d,
         weight_edges=np.asarray(weight_edges, np.float64),
         weight_counts=weight_counts.astype(np.int64),
-        weight_scales=np.asarray(entry.scale_w if weight_counts.size else (), np.float64),
+        weight_scales=np.asarray(
+            (*entry.scale_w, *entry.scale_r) if weight_counts.size else (), np.float64
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from workbench.engine.events import (
 )
 from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import Record
+from workbench.engine.graph.outputs import flat_output
 
 
 @dataclass
@@ -35,9 +36,10 @@ class ErrorSums:
     yd: float = 0.0
     dd: float = 0.0
 
-    def add(self, reference: Tensor, other: Tensor) -> None:
-        y = reference.detach().reshape(-1).float()
-        d = other.detach().reshape(-1).float() - y
+    def add(self, reference: Any, other: Any) -> None:
+        """Two outputs of one layer, each a tensor or a nest of them."""
+        y = flat_output(reference)
+        d = flat_output(other) - y
         self.yy += float(torch.dot(y, y))
         self.yd += float(torch.dot(y, d))
         self.dd += float(torch.dot(d, d))
@@ -75,25 +77,28 @@ def measure_layers(
     batches: Iterable[Any],
     *,
     names: Collection[str] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
 ) -> dict[str, LayerMeasurement]:
     """Cosine similarity and SQNR of every recorded layer, each quantised alone on its float input.
 
-    ``folded`` is the float model (``Calibration.folded``), ``batches`` yields input tuples. One
-    forward of the float network a batch: a layer's own output there is the reference, the same
-    input goes through its fake-quantised twin. Nothing is stored but three sums a layer.
+    ``folded`` is the float model (``Calibration.folded``), ``batches`` yields input tuples,
+    ``weights`` are the fake-quantised ones (``Calibration.fake_weights``), needed where rounding
+    was learned. One forward of the float network a batch: a layer's own output there is the
+    reference, the same input goes through its fake-quantised twin. Nothing is stored but three sums
+    a layer.
 
     A layer that no batch reaches is not in the result. Source: chapter 20 section 6.2.
     """
     wanted = [n for n in record.layers if names is None or n in names]
-    quantized = to_fake_quant(folded, record, wanted)
+    quantized = to_fake_quant(folded, record, wanted, weights=weights)
     sums = {name: ErrorSums() for name in wanted}
     reached: list[str] = []
     handles = []
 
     def compare(name: str, twin: nn.Module) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             check(cancel)
             sums[name].add(output, twin(*args, **kwargs))
             if name not in reached:
@@ -127,12 +132,14 @@ def accumulated_cosine(
     record: Record,
     batch: tuple[Any, ...],
     *,
+    weights: Mapping[str, Tensor] | None = None,
     byte_budget: int = 256 * 2**20,
     cancel: CancelToken | None = None,
 ) -> dict[str, float]:
     """Cosine of each recorded layer's output in the fully quantised network against the float one.
 
     One batch, float outputs kept until compared; layers beyond ``byte_budget`` are left out.
+    ``weights`` as in ``measure_layers``.
     """
     kept: dict[str, Tensor] = {}
     sums: dict[str, ErrorSums] = {}
@@ -142,9 +149,10 @@ def accumulated_cosine(
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             nonlocal used
             check(cancel)
-            size = output.numel() * output.element_size()
+            vector = flat_output(output)
+            size = vector.numel() * vector.element_size()
             if used + size <= byte_budget:
-                kept[name] = output.clone()
+                kept[name] = vector.clone()
                 used += size
 
         return hook
@@ -159,7 +167,7 @@ def accumulated_cosine(
 
         return hook
 
-    quantized = to_fake_quant(folded, record)
+    quantized = to_fake_quant(folded, record, weights=weights)
     for model, hook in ((folded, keep), (quantized, compare)):
         handles = [model.get_submodule(n).register_forward_hook(hook(n)) for n in record.layers]
         try:

@@ -63,8 +63,9 @@ def weight_codes(
     low, high = int_range(bits)
     stored = np.asarray(weight, np.float32)
     scale = broadcast_scale(np.asarray(scale_w, np.float32), stored.shape, axis, groups)
-    codes: FloatArray = np.clip(np.rint(stored / scale), low, high).astype(np.float32)
-    return codes
+    codes: FloatArray = stored / scale
+    np.rint(codes, out=codes)
+    return np.clip(codes, low, high, out=codes)
 
 
 def bias_codes(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
+
+from workbench.engine.export.constants import derived
+from workbench.engine.export.edits import new_initializer
 
 _FOLDED_INPUT_LIMIT = 8192
 _FOLDED_OUTPUT_LIMIT = 512 * 512
@@ -46,19 +50,15 @@ def fold_weight_transposes(model: ir.Model) -> None:
         order = tuple(given.as_ints()) if given is not None else tuple(reversed(range(rank)))
         name = str(source.name)
         if (name, order) not in done:
-            array = np.ascontiguousarray(source.const_value.numpy().transpose(order))
+            stored = source.const_value
+            shape = [int(str(stored.shape[axis])) for axis in order]
             alone = all(_transposes(user, order) for user, _ in source.uses())
             if alone:
                 del graph.initializers[name]
                 source.name = f"{name}#before"
             new_name = name if alone else f"{name}#transposed"
-            value = ir.Value(
-                name=new_name,
-                shape=ir.Shape(array.shape),
-                type=ir.TensorType(source.const_value.dtype),
-                const_value=ir.tensor(array, dtype=source.const_value.dtype, name=new_name),
-            )
-            graph.register_initializer(value)
+            turn = partial(np.transpose, axes=order)
+            value = new_initializer(graph, derived(stored, turn, shape, stored.dtype), new_name)
             done[name, order] = value
             done[str(source.name), order] = value
         result.replace_all_uses_with(done[name, order], replace_graph_outputs=False)

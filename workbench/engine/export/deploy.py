@@ -9,15 +9,20 @@ import numpy as np
 import onnx_ir as ir
 
 from workbench.engine.export.arithmetic import pack_int4
+from workbench.engine.export.constants import constant_tensor, derived
 from workbench.engine.export.edits import Names, insert_on_input, make_node, set_constant
 from workbench.engine.export.insert import remove_marks
-from workbench.engine.export.plan import QuantizedNode, constant_array
+from workbench.engine.export.plan import QuantizedNode, weight_shape
+from workbench.engine.export.rnn import deploy_recurrent
 
 
 def finish_deploy(model: ir.Model, layers: list[QuantizedNode]) -> None:
     """Turn the common graph into the deploy graph, in place."""
+    deploy_recurrent(model.graph, layers)
     names = Names(model.graph)
     for layer in layers:
+        if layer.recurrent:
+            continue
         if layer.wts_bits == 4:
             pack_weight(model.graph, names, layer)
         if layer.act_bits == 4:
@@ -30,9 +35,11 @@ def pack_weight(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None:
     if layer.weight is None:
         return
     node, index = next(iter(layer.weight.uses()))
-    codes = constant_array(layer.weight)
+    codes = constant_tensor(layer.weight)
     assert codes is not None
-    packed = pack_int4(codes.astype(np.int8), layer.input_axis)
+    axis, shape = layer.input_axis, list(weight_shape(layer))
+    shape[axis] //= 2
+    packed = derived(codes, lambda c: pack_int4(c.astype(np.int8), axis), shape, codes.dtype)
     layer.weight = set_constant(graph, names, node, index, packed)
 
 

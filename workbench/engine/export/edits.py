@@ -9,6 +9,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+Content = NDArray[np.generic] | ir.TensorProtocol
+"""What an initializer gets to hold; large ones come as ``constants.derived``."""
+
 TYPED_FIELDS = {ir.DataType.INT32: "int32_data", ir.DataType.UINT64: "uint64_data"}
 
 
@@ -77,12 +80,19 @@ def make_tensor(array: NDArray[np.generic], name: str) -> ir.TensorProtocol:
     return ir.serde.TensorProtoTensor(proto)
 
 
-def new_initializer(graph: ir.Graph, array: NDArray[np.generic], name: str) -> ir.Value:
-    """Register ``array`` under ``name`` (which must be free)."""
-    tensor = make_tensor(array, name)
+def _named(content: Content, name: str) -> ir.TensorProtocol:
+    if isinstance(content, np.ndarray):
+        return make_tensor(content, name)
+    content.name = name
+    return content
+
+
+def new_initializer(graph: ir.Graph, content: Content, name: str) -> ir.Value:
+    """Register ``content`` under ``name`` (which must be free)."""
+    tensor = _named(content, name)
     value = ir.Value(
         name=name,
-        shape=ir.Shape(array.shape),
+        shape=ir.Shape(tensor.shape.numpy()),
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )
@@ -91,9 +101,9 @@ def new_initializer(graph: ir.Graph, array: NDArray[np.generic], name: str) -> i
 
 
 def set_constant(
-    graph: ir.Graph, names: Names, node: ir.Node, index: int, array: NDArray[np.generic]
+    graph: ir.Graph, names: Names, node: ir.Node, index: int, content: Content
 ) -> ir.Value:
-    """Make constant input ``index`` of ``node`` hold ``array``.
+    """Make constant input ``index`` of ``node`` hold ``content``.
 
     An initializer that nobody else reads keeps its name and is overwritten; one that is shared, or
     a ``Constant`` node, is left to its other readers and a new initializer takes its place here.
@@ -102,12 +112,12 @@ def set_constant(
     assert value is not None
     assert value.name is not None
     if value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output():
-        tensor = make_tensor(array, value.name)
+        tensor = _named(content, value.name)
         value.const_value = tensor
-        value.shape = ir.Shape(array.shape)
+        value.shape = ir.Shape(tensor.shape.numpy())
         value.type = ir.TensorType(tensor.dtype)
         return value
-    own = new_initializer(graph, array, names.value(value.name))
+    own = new_initializer(graph, content, names.value(value.name))
     node.replace_input_with(index, own)
     producer = value.producer()
     if producer is not None and not value.uses() and not value.is_graph_output():

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx_ir as ir
 
@@ -19,6 +20,8 @@ MINIMUM_BYTES = 1_000_000
 """Initializers of at least this size go external then."""
 
 _LONGEST_NAME = 255
+_FORBIDDEN = '/\\:*?"<>|\0' if os.name == "nt" else "/\0"
+"""Characters that no file name may hold here: only those are replaced (D24)."""
 _MARK = "workbench.external"
 
 
@@ -54,18 +57,26 @@ def externalize(model: ir.Model, folder: Path, suffix: str) -> list[Path]:
         name = _file_name(value.name, suffix, taken)
         path = folder / name
         with path.open("wb") as stream:
-            stream.write(tensor.tobytes())
+            write_tensor(tensor, stream)
         value.const_value = ir.ExternalTensor(
             location=name,
             offset=0,
             length=path.stat().st_size,
             dtype=tensor.dtype,
-            shape=ir.Shape(tensor.numpy().shape),
+            shape=ir.Shape(tensor.shape.numpy()),
             name=value.name,
             base_dir=folder,
         )
         written.append(path)
     return written
+
+
+def write_tensor(tensor: ir.TensorProtocol, stream: BinaryIO) -> None:
+    """Raw little-endian bytes, without a second copy where the tensor knows how."""
+    if hasattr(tensor, "tofile"):
+        tensor.tofile(stream)
+    else:
+        stream.write(tensor.tobytes())
 
 
 def _is_external(value: ir.Value) -> bool:
@@ -77,7 +88,7 @@ def _size(value: ir.Value) -> int:
 
 
 def _file_name(initializer: str, suffix: str, taken: Iterable[str]) -> str:
-    stem = "".join("_" if c in '/\\:*?"<>|\0' else c for c in initializer)
+    stem = "".join("_" if c in _FORBIDDEN else c for c in initializer)
     if len(os.fsencode(stem + suffix)) > _LONGEST_NAME or stem + suffix in taken:
         stem = f"{stem[:100]}_{hashlib.sha256(initializer.encode()).hexdigest()[:16]}"
     assert isinstance(taken, set)

@@ -10,9 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from workbench.engine.export.arithmetic import unpack_dequant_parameter
+from workbench.engine.export.constants import (
+    constant_array,
+    constant_shape,
+    constant_tensor,
+    derived,
+)
 from workbench.engine.export.edits import Names, constant_node, make_node, set_constant
 from workbench.engine.export.insert import remove_marks
-from workbench.engine.export.plan import constant_array
 from workbench.engine.numerics.integer import int_range
 
 FLOAT = ir.DataType.FLOAT
@@ -82,11 +87,13 @@ def float_constants(graph: ir.Graph, names: Names, dequant: ir.Node) -> None:
         if node is None:
             continue
         for index, operand in enumerate(node.inputs):
-            codes = constant_array(operand)
-            if codes is not None and codes.dtype in (np.dtype(np.int8), np.dtype(np.int32)):
-                set_constant(graph, names, node, index, codes.astype(np.float32))
+            codes = constant_tensor(operand)
+            if codes is not None and codes.dtype in (ir.DataType.INT8, ir.DataType.INT32):
+                shape = constant_shape(operand) or ()
+                floats = derived(codes, lambda c: c.astype(np.float32), shape, FLOAT)
+                set_constant(graph, names, node, index, floats)
         if node.op_type == "Add":
-            pending += [v for v in node.inputs if constant_array(v) is None]
+            pending += [v for v in node.inputs if constant_tensor(v) is None]
         elif node.op_type in ("MatMul", "Gemm"):
             transpose = node.inputs[1].producer() if node.inputs[1] is not None else None
             if transpose is not None and transpose.op_type == "Transpose":

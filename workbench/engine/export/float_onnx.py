@@ -15,12 +15,19 @@ from torch import Tensor
 
 from workbench.engine.errors import CaptureError, WrongState, WrongValue
 from workbench.engine.export.cleaning import clean, rename_symbol
+from workbench.engine.export.rnn_translation import TRANSLATIONS as RNN_TRANSLATIONS
+from workbench.engine.export.rnn_translation import (
+    complete_outputs,
+    fold_recurrent_weights,
+    replace_recurrent_weight,
+)
 from workbench.engine.export.translations import TRANSLATIONS
 from workbench.engine.graph.capture import Captured
 from workbench.engine.graph.folding import FoldPlan
 from workbench.engine.graph.functional import direct_program
 from workbench.engine.graph.program import LAYER_MARK, TAP_MARK
 from workbench.engine.graph.quiet import quiet
+from workbench.engine.graph.rnn import RNN_TYPES
 
 OPSET = 18
 BATCH = "batch"
@@ -62,12 +69,14 @@ def to_onnx(
     layers = _marked(scopes, LAYER_MARK, _LAYER_NODES)
     taps = _marked(scopes, TAP_MARK, _TAP_NODES)
     _check_found(captured, layers)
+    fold_recurrent_weights(model, {node: name for name, node in layers.items()})
     _canonical_parameters(model, layers)
     if plan is not None:
         _fold(model, plan, layers)
     _replace_weights(model, weights or {}, layers)
     clean(model)
     _name_nodes(model, scopes, layers, taps)
+    complete_outputs(model)
     _name_batch(model, dynamic_axes)
     _rename(model.graph.inputs, input_names, "input_names")
     _rename(model.graph.outputs, output_names, "output_names")
@@ -86,7 +95,7 @@ def _convert(captured: Captured) -> ir.Model:
                 optimize=False,
                 opset_version=OPSET,
                 verbose=False,
-                custom_translation_table=TRANSLATIONS,
+                custom_translation_table=TRANSLATIONS | RNN_TRANSLATIONS,
             )
     except Exception as error:
         cause = error.__cause__ or error
@@ -135,6 +144,8 @@ def _canonical_parameters(model: ir.Model, layers: Mapping[str, ir.Node]) -> Non
     """Name a layer's initialisers by its path, whichever of its module's names it ran under."""
     stored = model.graph.initializers
     for name, node in layers.items():
+        if node.op_type in RNN_TYPES:
+            continue
         for value, part in zip(node.inputs[1:3], ("weight", "bias"), strict=False):
             producer = value.producer() if value is not None else None
             if producer is not None and producer.op_type == "Transpose":
@@ -181,6 +192,9 @@ def _replace_weights(
 ) -> None:
     for name, tensor in weights.items():
         node = layers.get(name)
+        if node is not None and node.op_type in RNN_TYPES:
+            replace_recurrent_weight(model, node, name, tensor)
+            continue
         old = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
         if node is None or old is None:
             raise WrongValue("is no layer with a weight in this model.", where=f"weights[{name!r}]")
@@ -249,14 +263,17 @@ def _pads(node: ir.Node, fixed: Mapping[ir.Node, str]) -> str:
 
 def _name_batch(model: ir.Model, dynamic_axes: DynamicAxes | None) -> None:
     symbol, named = None, BATCH
+    batch_axes = {0}
     for value in model.graph.inputs:
-        if value.shape is not None and len(value.shape) and not isinstance(value.shape[0], int):
-            symbol = value.shape[0].value
-            break
+        sizes = list(value.shape or ())
+        dynamic = [axis for axis, size in enumerate(sizes) if not isinstance(size, int)]
+        batch_axes.update(dynamic)
+        if symbol is None and dynamic:
+            symbol = str(sizes[dynamic[0]])
     for name, axes in (dynamic_axes or {}).items():
-        if isinstance(axes, Mapping) and 0 in axes:
-            named = axes[0]
-        fixed = [axis for axis in axes if axis != 0]
+        if isinstance(axes, Mapping):
+            named = next((axes[axis] for axis in sorted(batch_axes) if axis in axes), named)
+        fixed = [axis for axis in axes if axis not in batch_axes]
         if fixed or symbol is None:
             logger.warning(
                 "dynamic_axes[%r]: axes %s stay fixed; only the batch dimension is dynamic.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from workbench.engine.export.arithmetic import (
     bias_codes,
@@ -15,6 +16,7 @@ from workbench.engine.export.arithmetic import (
     pack_dequant_parameter,
     weight_codes,
 )
+from workbench.engine.export.constants import constant_array, constant_tensor, derived
 from workbench.engine.export.edits import (
     Names,
     constant_node,
@@ -25,7 +27,7 @@ from workbench.engine.export.edits import (
     new_initializer,
     set_constant,
 )
-from workbench.engine.export.plan import QuantizedNode, constant_array, weight_shape
+from workbench.engine.export.plan import QuantizedNode, weight_shape
 from workbench.engine.numerics.integer import reciprocal
 
 
@@ -39,6 +41,8 @@ def insert_quantization(
     """
     graph, names = model.graph, Names(model.graph)
     for layer in layers:
+        if layer.recurrent:
+            continue
         store_gemm_untransposed(graph, names, layer)
         if layer.record.tensor_balance_factor:
             insert_balance(graph, names, layer)
@@ -56,9 +60,11 @@ def store_gemm_untransposed(graph: ir.Graph, names: Names, layer: QuantizedNode)
     """Gemm with ``transB = 1``: the weight is stored ``(Cin, Cout)`` and ``transB`` becomes 0."""
     if layer.kind != "Gemm" or not layer.node.attributes.get_int("transB", 0):
         return
-    weight = constant_array(layer.node.inputs[1])
+    weight = constant_tensor(layer.node.inputs[1])
     assert weight is not None
-    layer.weight = set_constant(graph, names, layer.node, 1, np.ascontiguousarray(weight.T))
+    rows, columns = weight_shape(layer)
+    turned = derived(weight, lambda w: np.ascontiguousarray(w.T), (columns, rows), weight.dtype)
+    layer.weight = set_constant(graph, names, layer.node, 1, turned)
     layer.node.attributes["transB"] = ir.AttrInt64("transB", 0)
 
 
@@ -132,12 +138,16 @@ def quantize_weight(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None
         assert producer is not None
         node, index = producer, 0
         forget_type(transposed)
-    stored = constant_array(node.inputs[index])
+    stored = constant_tensor(node.inputs[index])
     assert stored is not None
-    codes = weight_codes(
-        stored, layer.scale_w, layer.wts_bits, axis=layer.output_axis, groups=layer.groups
-    )
-    layer.weight = set_constant(graph, names, node, index, codes.astype(np.int8))
+    axis = layer.output_axis
+
+    def codes(weight: NDArray[np.generic]) -> NDArray[np.generic]:
+        made = weight_codes(weight, layer.scale_w, layer.wts_bits, axis=axis, groups=layer.groups)
+        return made.astype(np.int8)
+
+    content = derived(stored, codes, weight_shape(layer), ir.DataType.INT8)
+    layer.weight = set_constant(graph, names, node, index, content)
 
 
 def quantize_bias(

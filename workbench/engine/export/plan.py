@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.engine.export.arithmetic import FloatArray
+from workbench.engine.export.constants import constant_shape
+from workbench.engine.export.rnn_rules import node_problems, record_problems
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.files.record_checks import check_record
+from workbench.engine.graph.rnn import RNN_TYPES
 
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "AveragePool")
 
@@ -43,6 +45,11 @@ class QuantizedNode:
     @property
     def kind(self) -> str:
         return self.node.op_type
+
+    @property
+    def recurrent(self) -> bool:
+        """An LSTM or GRU: ``export.rnn`` handles it, the passes for other layers leave it alone."""
+        return self.kind in RNN_TYPES
 
     @property
     def groups(self) -> int:
@@ -82,22 +89,6 @@ class QuantizedNode:
     def in_channels(self) -> int:
         shape = weight_shape(self)
         return shape[self.input_axis] * (self.groups if self.kind == "Conv" else 1)
-
-
-def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """The constant that ``value`` is, or None: an initializer or the output of a Constant node."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Like ``constant_array`` but without loading external data."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tuple(int(str(d)) for d in tensor.shape)
 
 
 def weight_shape(layer: QuantizedNode) -> tuple[int, ...]:
@@ -145,10 +136,10 @@ def plan_layers(model: ir.Model, record: Record, *, source: str) -> list[Quantiz
 def _attach(layer: QuantizedNode) -> str:
     """Find weight, bias and channel count; a text says why the node cannot be quantised."""
     node = layer.node
-    if node.op_type in ("LSTM", "GRU"):
-        return "LSTM and GRU are not handled by this version; delete its entry to keep it float"
+    if node.op_type in RNN_TYPES:
+        return "; ".join(node_problems(node))
     if node.op_type not in KINDS:
-        return f"only {', '.join(KINDS)} can be quantised"
+        return f"only {', '.join((*KINDS, *RNN_TYPES))} can be quantised"
     if node.op_type == "AveragePool":
         return ""
     weight = node.inputs[1] if len(node.inputs) > 1 else None
@@ -206,6 +197,8 @@ def _attach_matmul(layer: QuantizedNode, shape: tuple[int, ...]) -> str:
 
 def _check_lengths(layer: QuantizedNode) -> list[str]:
     entry = layer.record
+    if layer.recurrent:
+        return record_problems(layer.node, entry)
     problems = []
     if len(entry.scale_w) not in (1, layer.channels):
         allowed = "1" if layer.channels == 1 else f"1 or {layer.channels}"
@@ -221,7 +214,12 @@ def _check_lengths(layer: QuantizedNode) -> list[str]:
 
 def _check_balance(layer: QuantizedNode) -> list[str]:
     factors = layer.record.tensor_balance_factor
-    if not factors or layer.kind == "AveragePool" or len(factors) == layer.in_channels:
+    if (
+        not factors
+        or layer.kind == "AveragePool"
+        or layer.recurrent
+        or len(factors) == layer.in_channels
+    ):
         return []
     return [
         f"tensor_balance_factor has {len(factors)} values; "

@@ -17,10 +17,23 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.export.arithmetic import FloatArray, bias_codes, dequant_scale, weight_codes
-from workbench.engine.export.edits import Names, insert_on_input, make_node, new_initializer
+from workbench.engine.export.constants import (
+    constant_array,
+    constant_shape,
+    constant_tensor,
+    derived,
+)
+from workbench.engine.export.edits import (
+    Content,
+    Names,
+    insert_on_input,
+    make_node,
+    new_initializer,
+)
 from workbench.engine.export.insert import insert_balance, remove_marks, store_gemm_untransposed
-from workbench.engine.export.plan import QuantizedNode, constant_array, constant_shape
-from workbench.engine.export.qdq_plan import KEEPS_VALUES, QdqPlan, layer_grid
+from workbench.engine.export.plan import QuantizedNode, weight_shape
+from workbench.engine.export.qdq_balance import fold_balance
+from workbench.engine.export.qdq_plan import KEEPS_VALUES, QdqPlan, ceil_pool, layer_grid
 from workbench.engine.files.sidecar import Sidecar
 
 log = logging.getLogger("workbench.export")
@@ -43,7 +56,7 @@ def qdq_obstacle(model: ir.Model, layers: list[QuantizedNode]) -> str:
     half = [layer.name for layer in layers if layer.float16]
     if half:
         return f"layer {half[0]} computes in float16"
-    wide = [layer.name for layer in layers if layer.act_bits != 8]
+    wide = [layer.name for layer in layers if layer.act_bits != 8 and not layer.recurrent]
     if wide and opset < 21 and any(n.op_type == "GroupNormalization" for n in model.graph):
         return (
             f"layer {wide[0]} has {layers[0].act_bits}-bit activations, which need opset 21, "
@@ -63,12 +76,15 @@ def build_qdq(model: ir.Model, layers: list[QuantizedNode], sidecar: Sidecar) ->
         raise WrongValue(
             f"qdq_weights is {weights!r}; allowed: {', '.join(WEIGHT_TYPES)}", where="sidecar"
         )
+    # LSTM, GRU and some poolings compute in float here, see ``qdq_plan``.
+    layers = [layer for layer in layers if not (layer.recurrent or ceil_pool(layer.node))]
     graph, names = model.graph, Names(model.graph)
     pool_spatial_means(graph, names)
     for layer in layers:
         store_gemm_untransposed(graph, names, layer)
         if layer.record.tensor_balance_factor:
             insert_balance(graph, names, layer)
+    balanced = fold_balance(graph, layers)
     plan = QdqPlan(graph, layers, sidecar.ranges)
     scales = {}
     for layer in layers:
@@ -82,8 +98,9 @@ def build_qdq(model: ir.Model, layers: list[QuantizedNode], sidecar: Sidecar) ->
         if layer.act_bits != 8:
             _quantize_wide_input(graph, names, layer)
             _require_opset(model, 21)
-        _quantize_weight(graph, names, layer, unsigned=weights == "uint8")
-        _quantize_bias(graph, names, layer, scales[layer.name])
+        output_scale = balanced.get(layer.name)
+        _quantize_weight(graph, names, layer, output_scale, unsigned=weights == "uint8")
+        _quantize_bias(graph, names, layer, scales[layer.name], output_scale)
     RemoveUnusedNodesPass()(model)
     remove_marks(graph)
     return model
@@ -313,15 +330,22 @@ def _require_opset(model: ir.Model, version: int) -> None:
 
 
 def _quantize_weight(
-    graph: ir.Graph, names: Names, layer: QuantizedNode, *, unsigned: bool
+    graph: ir.Graph,
+    names: Names,
+    layer: QuantizedNode,
+    output_scale: FloatArray | None,
+    *,
+    unsigned: bool,
 ) -> None:
-    """8-bit codes behind a DequantizeLinear, per channel where the record is."""
+    """8-bit codes behind a DequantizeLinear, per channel where the record is.
+
+    ``output_scale`` multiplies the output channels: the codes stay, their scales take it.
+    """
     if layer.weight is None or keeps_float_weight(layer):
         return
     axis = layer.output_axis
-    stored = constant_array(layer.weight)
+    stored = constant_tensor(layer.weight)
     assert stored is not None
-    codes = weight_codes(stored, layer.scale_w, layer.wts_bits, axis=axis, groups=layer.groups)
     node, index = layer.node, 1
     if layer.stored_transposed:
         transpose = layer.node.inputs[1].producer() if layer.node.inputs[1] is not None else None
@@ -329,15 +353,28 @@ def _quantize_weight(
         node, index = transpose, 0
     middle = 128 if unsigned else 0
     dtype = np.uint8 if unsigned else np.int8
-    per_channel = layer.scale_w.size > 1
-    scale: FloatArray = layer.scale_w if per_channel else layer.scale_w.reshape(())
+
+    def codes(weight: NDArray[np.generic]) -> NDArray[np.generic]:
+        made = weight_codes(weight, layer.scale_w, layer.wts_bits, axis=axis, groups=layer.groups)
+        made += np.float32(middle)
+        return made.astype(dtype)
+
+    kind = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
+    content = derived(stored, codes, weight_shape(layer), kind)
+    scale: FloatArray = layer.scale_w if output_scale is None else layer.scale_w * output_scale
+    per_channel = scale.size > 1
+    scale = scale if per_channel else scale.reshape(())
     zero = np.full(scale.shape, middle, dtype)
-    _dequantized_constant(
-        graph, names, node, index, (codes + middle).astype(dtype), scale, zero, axis, per_channel
-    )
+    _dequantized_constant(graph, names, node, index, content, scale, zero, axis, per_channel)
 
 
-def _quantize_bias(graph: ir.Graph, names: Names, layer: QuantizedNode, scale_d: float) -> None:
+def _quantize_bias(
+    graph: ir.Graph,
+    names: Names,
+    layer: QuantizedNode,
+    scale_d: float,
+    output_scale: FloatArray | None,
+) -> None:
     """int32 codes with scale ``scale_d * scale_w``; the bias of a MatMul stays a float Add."""
     if layer.bias is None or layer.bias_add is not None or layer.act_bits != 8:
         return
@@ -347,6 +384,8 @@ def _quantize_bias(graph: ir.Graph, names: Names, layer: QuantizedNode, scale_d:
     assert stored is not None
     codes = bias_codes(stored, scale_d, layer.scale_w, layer=layer.name).reshape(-1)
     scale = dequant_scale(scale_d, layer.scale_w)
+    if output_scale is not None:
+        scale = scale * output_scale
     per_channel = scale.size > 1
     if not per_channel:
         scale = scale.reshape(())
@@ -359,7 +398,7 @@ def _dequantized_constant(
     names: Names,
     node: ir.Node,
     index: int,
-    codes: NDArray[np.generic],
+    codes: Content,
     scale: NDArray[np.generic],
     zero: NDArray[np.generic],
     axis: int,

@@ -11,7 +11,11 @@ of a quantised layer must be quantised too, with the grid that its reader expect
 * Add, Concat and pooling compute on integers if all their inputs do and some integer node reads the
   result; everything else stays float;
 * what a rolled-back layer reads stays float too, at the price of the kernel that makes it: rounding
-  that tensor is what the roll-back avoids.
+  that tensor is what the roll-back avoids;
+* average pooling with ``ceil_mode`` stays float, see ``ceil_pool``;
+* LSTM and GRU stay float, whether the record names them or not, and so does what they read:
+  ``DequantizeLinear`` has nowhere to stand inside their loop, and no runtime fuses a recurrent node
+  with the ones around it to an integer kernel. Their weights lie on the record's grid.
 """
 
 from __future__ import annotations
@@ -22,8 +26,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from workbench.engine.export.plan import QuantizedNode, constant_array
+from workbench.engine.export.constants import constant_array, constant_shape
+from workbench.engine.export.plan import QuantizedNode
 from workbench.engine.files.sidecar import TensorRange
+from workbench.engine.graph.rnn import RNN_TYPES
 
 KEEPS_VALUES = frozenset(
     {
@@ -42,7 +48,7 @@ JOINS = frozenset({"Add", "Concat", "GlobalAveragePool", "AveragePool"})
 FUSED = frozenset({"Conv", "AveragePool"})
 """Layers that have an integer kernel only when their output is quantised."""
 
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", *RNN_TYPES})
 
 LEVELS = 255
 
@@ -76,9 +82,16 @@ class QdqPlan:
         self._graph = graph
         self._ranges = ranges
         self._layers = {layer.node: layer for layer in layers}
+        self._balancers = {
+            data.producer()
+            for layer in layers
+            if layer.record.tensor_balance_factor and (data := layer.node.inputs[0]) is not None
+        }
         self._outputs = {(layer.bias_add or layer.node).outputs[0]: layer.name for layer in layers}
         self.kernels: set[ir.Node] = {
-            node for node in graph if node in self._layers or node.op_type in JOINS
+            node
+            for node in graph
+            if node in self._layers or (node.op_type in JOINS and not ceil_pool(node))
         }
         self.folded: set[ir.Node] = set()
         self._parent: dict[ir.Value, ir.Value] = {}
@@ -125,14 +138,21 @@ class QdqPlan:
         return data is not None and self.from_integers(self._root(data))
 
     def kept_float(self, value: ir.Value) -> bool:
-        """Whether a layer that is not quantised reads ``value``, also behind an activation."""
+        """Whether a layer that is not quantised, or a DMQ division, reads ``value``.
+
+        Also behind an activation.
+        """
         for use in value.uses():
             node = use.node
             if use.idx != 0:
                 continue
+            if node in self._balancers and node.op_type == "Mul":
+                return True
+            if ceil_pool(node):
+                return True
             if node.op_type in _LAYERS:
                 weight = node.inputs[1]
-                constant = weight is not None and constant_array(weight) is not None
+                constant = constant_shape(weight) is not None
                 if constant and node not in self._layers:
                     return True
             elif (
@@ -300,6 +320,15 @@ class QdqPlan:
         if root not in self._grids:
             return None
         return self._grids[root]
+
+
+def ceil_pool(node: ir.Node) -> bool:
+    """An average pooling whose last windows may reach over the edge.
+
+    ONNX Runtime's integer kernel divides those by the size of the whole window, its float kernel by
+    what lies inside: such a pooling must not meet integers.
+    """
+    return node.op_type == "AveragePool" and node.attributes.get_int("ceil_mode", 0) == 1
 
 
 def activation_bounds(node: ir.Node) -> tuple[float, float] | None:

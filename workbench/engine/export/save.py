@@ -24,6 +24,7 @@ from workbench.engine.export.fake_quant import expand_fake_quant
 from workbench.engine.export.insert import insert_quantization
 from workbench.engine.export.plan import QuantizedNode, plan_layers
 from workbench.engine.export.qdq import build_qdq, qdq_obstacle
+from workbench.engine.export.rnn import expand_recurrent
 from workbench.engine.export.staging import publish, serialize
 from workbench.engine.files.atomic import make_parents
 from workbench.engine.files.record import Record, read_record
@@ -149,6 +150,7 @@ def _jobs(
     def fake_quant() -> ir.Model:
         model, layers = load()
         insert_quantization(model, layers, bias_before_dequant=bias_before_dequant)
+        expand_recurrent(model.graph, layers)
         expand_fake_quant(model)
         return model
 

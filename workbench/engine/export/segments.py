@@ -15,7 +15,7 @@ _NEWEST_IR = 10
 
 
 def session(
-    model: onnx.ModelProto | str, *, optimize: bool = True, threads: int | None = None
+    model: onnx.ModelProto | str | bytes, *, optimize: bool = True, threads: int | None = None
 ) -> ort.InferenceSession:
     """A CPU session that keeps integer-valued convolutions exact.
 
@@ -28,7 +28,7 @@ def session(
         options.intra_op_num_threads = threads
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    payload = model if isinstance(model, str) else model.SerializeToString()
+    payload = model if isinstance(model, str | bytes) else model.SerializeToString()
     return ort.InferenceSession(
         payload,
         options,

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from workbench.engine.errors import MissingFile, WrongState
+from workbench.engine.export import integer_rnn
 from workbench.engine.export.arithmetic import (
     INT32_MAX,
     INT32_MIN,
@@ -48,6 +49,7 @@ class DeploySimulator:
     Accumulators are sums of integers held in float64, which are exact below 2**53 (an int8 layer
     would need 2**37 terms to get there; int16 activations 2**29) and much faster than int64. The
     offset is subtracted first, so padding adds 0. Average pooling is the float32 mean of the codes.
+    Of LSTM and GRU ``export/integer_rnn.py`` says what is modelled.
     ``overflows`` counts, per layer, the accumulators of all runs that do not fit in int32.
     """
 
@@ -97,6 +99,8 @@ class DeploySimulator:
         for index, step in enumerate(self._steps):
             if isinstance(step, Segment):
                 step.run(values)
+            elif step.op_type in integer_rnn.KINDS:
+                self._run_recurrent(step, values)
             else:
                 values[step.output[0]] = self._compute(step, values)
             for name in self._last_use.get(index, ()):
@@ -127,6 +131,9 @@ class DeploySimulator:
             steps += exact
             for node in exact:
                 half = node.op_type == "AscendDequant" and attributes_of(node).get("dtype", 0) == 1
+                if node.op_type in integer_rnn.KINDS:
+                    types.update(dict.fromkeys(node.output, onnx.TensorProto.FLOAT))
+                    continue
                 types[node.output[0]] = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
             if not ready and not exact:
                 stuck = (floats or integers)[0]
@@ -150,11 +157,33 @@ class DeploySimulator:
                 deq = self._dequant_scale(node)
                 name = node.name.removesuffix(".dequant")
                 found.append(SimulatedLayer(name, node.output[0], float(deq.max())))
+            elif node.op_type in integer_rnn.KINDS:
+                words = numpy_helper.to_array(self._constants[node.input[-1]])
+                step = float(unpack_dequant_parameter(words.astype(np.uint64)).max())
+                found.append(SimulatedLayer(node.name, node.output[0], step))
         return tuple(found)
 
     def _dequant_scale(self, node: onnx.NodeProto) -> NDArray[np.float32]:
         words = numpy_helper.to_array(self._constants[node.input[1]])
         return unpack_dequant_parameter(words.astype(np.uint64))
+
+    def _run_recurrent(self, node: onnx.NodeProto, values: dict[str, Any]) -> None:
+        operands = [
+            None
+            if not name
+            else values[name]
+            if name in values
+            else numpy_helper.to_array(self._constants[name])
+            for name in node.input
+        ]
+        outputs, bad = integer_rnn.run_recurrent(node, operands)
+        values.update((name, y) for name, y in zip(node.output, outputs, strict=True) if name)
+        self._count_overflows(node.name, bad)
+
+    def _count_overflows(self, name: str, bad: int) -> None:
+        if bad:
+            self.overflows[name] = self.overflows.get(name, 0) + bad
+            log.warning("layer %s: %d accumulators do not fit in int32", name, bad)
 
     def _compute(self, node: onnx.NodeProto, values: dict[str, Any]) -> Any:
         kind = node.op_type
@@ -193,9 +222,7 @@ class DeploySimulator:
         name = node.name.removesuffix(".dequant")
         if accumulator.dtype == torch.float64:
             bad = int(((accumulator > INT32_MAX) | (accumulator < INT32_MIN)).sum())
-            if bad:
-                self.overflows[name] = self.overflows.get(name, 0) + bad
-                log.warning("layer %s: %d accumulators do not fit in int32", name, bad)
+            self._count_overflows(name, bad)
         deq = torch.from_numpy(self._dequant_scale(node))
         if self._makers[node.input[0]] in _CHANNEL_AXIS_1:
             deq = deq.reshape(1, -1, *([1] * (accumulator.dim() - 2)))
@@ -226,13 +253,13 @@ def _integer_zone(graph: onnx.GraphProto) -> set[int]:
     makers: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         makers.update(dict.fromkeys(node.output, index))
-        if node.op_type == "AscendDequant":
+        if node.op_type == "AscendDequant" or node.op_type in integer_rnn.KINDS:
             zone.add(index)
         elif node.op_type == "AscendQuant" or any(name in integers for name in node.input):
             zone.add(index)
             integers.update(node.output)
     for index in sorted(zone):
         node = graph.node[index]
-        if node.op_type != "AscendQuant":
+        if node.op_type != "AscendQuant" and node.op_type not in integer_rnn.KINDS:
             zone |= {makers[name] for name in node.input if name in makers}
     return zone

@@ -6,7 +6,7 @@ file: integer codes held in float32, the layer's own operator, one multiplicatio
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workbench.engine.algorithms.dmq import balance_weight, inverse_balance
 from workbench.engine.errors import WrongState
 from workbench.engine.export.arithmetic import (
     FloatArray,
@@ -21,11 +22,25 @@ from workbench.engine.export.arithmetic import (
     dequant_scale,
     weight_codes,
 )
+from workbench.engine.export.torch_rnn import FakeQuantRecurrent
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.graph.copying import copy_model
 from workbench.engine.numerics.integer import int_range, reciprocal
 
-_WEIGHT_AXIS = {"Conv2d": 0, "Linear": 0, "ConvTranspose2d": 1}
+_CONVOLUTIONS: Mapping[str, Callable[..., Tensor]] = {
+    "Conv1d": F.conv1d,
+    "Conv2d": F.conv2d,
+    "Conv3d": F.conv3d,
+}
+_TRANSPOSED: Mapping[str, Callable[..., Tensor]] = {
+    "ConvTranspose1d": F.conv_transpose1d,
+    "ConvTranspose2d": F.conv_transpose2d,
+}
+_WEIGHT_AXIS = {
+    **dict.fromkeys(_CONVOLUTIONS, 0),
+    "Linear": 0,
+    **dict.fromkeys(_TRANSPOSED, 1),
+}
 """Stored axis of the output channels of each type with a weight."""
 
 
@@ -43,10 +58,19 @@ class FakeQuantLayer(nn.Module):
     balance: Tensor | None
     deq: Tensor
 
-    def __init__(self, inner: nn.Module, name: str, record: LayerRecord) -> None:
+    def __init__(
+        self,
+        inner: nn.Module,
+        name: str,
+        record: LayerRecord,
+        *,
+        weight: Tensor | None = None,
+        bias_before_dequant: bool = False,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.name = name
+        self.bias_before_dequant = bias_before_dequant
         self.inner_type = _layer_type(inner)
         if not self.inner_type:
             raise WrongState(
@@ -74,19 +98,25 @@ class FakeQuantLayer(nn.Module):
         for name in ("codes", "bias_codes", "balance"):
             self.register_buffer(name, None, persistent=False)
         if self.inner_type in _WEIGHT_AXIS:
-            self._make_codes(record, scale_w, device)
-        shape = (-1,) if self.inner_type == "Linear" else (1, -1, 1, 1)
+            self._make_codes(record, scale_w, device, weight)
+        axes = 2 if self.codes is None else self.codes.dim() - 2
+        shape = (-1,) if self.inner_type == "Linear" else (1, -1, *[1] * axes)
         self._constant("deq", deq.reshape(shape), device)
         factors = record.tensor_balance_factor
         if factors:
-            inverse = (1.0 / np.asarray(factors, np.float32)).astype(np.float32)
-            self._constant("balance", inverse.reshape(shape), device)
+            inverse = inverse_balance(factors, self.inner_type, inner.get_parameter("weight").dim())
+            self._constant("balance", inverse.numpy(), device)
 
     def _make_codes(
-        self, record: LayerRecord, scale_w: FloatArray, device: torch.device | None
+        self,
+        record: LayerRecord,
+        scale_w: FloatArray,
+        device: torch.device | None,
+        tuned: Tensor | None,
     ) -> None:
         inner: Any = self.inner
-        weight = inner.weight.detach().float().cpu().numpy()
+        given = inner.weight if tuned is None else tuned
+        weight = given.detach().float().cpu().numpy()
         groups = getattr(inner, "groups", 1)
         axis = _WEIGHT_AXIS[self.inner_type]
         channels = weight.shape[0] if axis == 0 else weight.shape[1] * groups
@@ -95,8 +125,11 @@ class FakeQuantLayer(nn.Module):
                 f"scale_w has {scale_w.size} values; allowed: 1 or {channels}",
                 where=f"layer {self.name}",
             )
-        if record.tensor_balance_factor:
-            weight = _balanced(weight, record.tensor_balance_factor, axis, groups)
+        if record.tensor_balance_factor and tuned is None:
+            factors = torch.tensor(record.tensor_balance_factor)
+            weight = balance_weight(
+                torch.from_numpy(weight), factors, transposed=axis == 1, groups=groups
+            ).numpy()
         codes = weight_codes(weight, scale_w, record.wts_bits, axis=axis, groups=groups)
         self._constant("codes", codes, device)
         if inner.bias is None:
@@ -123,22 +156,38 @@ class FakeQuantLayer(nn.Module):
                 raise
             return getattr(super().__getattr__("inner"), name)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # Named as torch's layers name it: a model may pass it by keyword (D3).
+        x = input
         data = x if self.balance is None else x * self.balance.to(x.dtype)
         q = torch.mul(data.float(), self.inverse_scale)
         q.round_().clamp_(self.low, self.high)
-        y = self._compute(q, *args, **kwargs)
-        return y if x.dtype == torch.float32 else y.to(x.dtype)
+        y = self._compute(q, *args, **kwargs).mul_(self.deq)
+        y = y if x.dtype == torch.float32 else y.to(x.dtype)
+        late = self._late_bias(x)
+        return y if late is None else y.add_(late)
+
+    def _late_bias(self, x: Tensor) -> Tensor | None:
+        """The float bias that is added after the multiplication.
+
+        A Linear on more than two dimensions is exported as MatMul and Add, whose bias stays float
+        in the model's own data type (D21).
+        """
+        if self.inner_type != "Linear" or x.dim() == 2 or self.bias_before_dequant:
+            return None
+        bias = self.inner.bias
+        return bias.detach().to(x.dtype) if isinstance(bias, Tensor) else None
 
     def _compute(self, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's own operator on codes: integers, before the multiplication."""
         inner: Any = self.inner
         kind = self.inner_type
         if kind == "AvgPool2d":
             pooled: Tensor = inner(q)
-            return pooled.mul_(self.deq)
+            return pooled
         assert self.codes is not None
-        if kind == "Conv2d":
-            y = F.conv2d(
+        if kind in _CONVOLUTIONS:
+            return _CONVOLUTIONS[kind](
                 q,
                 self.codes,
                 self.bias_codes,
@@ -147,27 +196,29 @@ class FakeQuantLayer(nn.Module):
                 inner.dilation,
                 inner.groups,
             )
-        elif kind == "ConvTranspose2d":
-            y = self._transposed(q, *args, **kwargs)
-        elif q.dim() == 2:
+        if kind in _TRANSPOSED:
+            return self._transposed(q, *args, **kwargs)
+        if q.dim() == 2 or self.bias_before_dequant:
             if self._bias_error is not None:
                 raise self._bias_error
-            y = F.linear(q, self.codes, self.bias_codes)
-        else:
-            # Exported as MatMul and Add: the bias stays float, after the multiplication (D21).
-            y = F.linear(q, self.codes).mul_(self.deq)
-            return y if inner.bias is None else y.add_(inner.bias.detach().float())
-        return y.mul_(self.deq)
+            return F.linear(q, self.codes, self.bias_codes)
+        return F.linear(q, self.codes)
 
     def _transposed(self, q: Tensor, output_size: list[int] | None = None) -> Tensor:
         inner: Any = self.inner
         padding = inner.output_padding
         if output_size is not None:
             padding = inner._output_padding(
-                q, output_size, inner.stride, inner.padding, inner.kernel_size, 2, inner.dilation
+                q,
+                output_size,
+                inner.stride,
+                inner.padding,
+                inner.kernel_size,
+                q.dim() - 2,
+                inner.dilation,
             )
         assert self.codes is not None
-        return F.conv_transpose2d(
+        return _TRANSPOSED[self.inner_type](
             q,
             self.codes,
             self.bias_codes,
@@ -182,16 +233,6 @@ class FakeQuantLayer(nn.Module):
         return f"{self.name}, codes in [{self.low}, {self.high}] after the offset"
 
 
-def _balanced(weight: FloatArray, factors: tuple[float, ...], axis: int, groups: int) -> FloatArray:
-    """The weight times the DMQ factors along its input channels (chapter 10 section 10)."""
-    factor = np.asarray(factors, np.float32)
-    tail = (1,) * (weight.ndim - 2)
-    if axis == 1:
-        return np.asarray(weight * factor.reshape(-1, 1, *tail), np.float32)
-    rows = np.repeat(factor.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-    return np.asarray(weight * rows.reshape(*rows.shape, *tail), np.float32)
-
-
 def _layer_type(module: nn.Module) -> str:
     """The handled type that ``module`` is or derives from; empty when it is none."""
     for kind in (*_WEIGHT_AXIS, "AvgPool2d"):
@@ -201,13 +242,22 @@ def _layer_type(module: nn.Module) -> str:
 
 
 def to_fake_quant(
-    module: nn.Module, record: Record, names: Collection[str] | None = None
+    module: nn.Module,
+    record: Record,
+    names: Collection[str] | None = None,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    bias_before_dequant: bool = False,
 ) -> nn.Module:
-    """A new module tree in which every recorded layer is a ``FakeQuantLayer``.
+    """A new module tree in which every recorded layer is a ``FakeQuantLayer``
+    or, for LSTM and GRU, a ``FakeQuantRecurrent``.
 
     ``module`` is a float module with batch norms already folded; parameters are shared with the
-    result and never written. ``names`` limits the wrapping to some of the recorded layers. Raises
-    ``RuntimeError`` for a recorded layer that the module does not have, or an incomplete entry.
+    result and never written. ``names`` limits the wrapping to some of the recorded layers.
+    ``weights``: by layer, the fake-quantised weight (``Calibration.fake_weights``) where rounding
+    to the nearest is not what was decided. ``bias_before_dequant``: as in ``save_model`` (D21).
+    Raises ``RuntimeError`` for a recorded layer that the module does not have, or an incomplete
+    entry.
     """
     wanted = [n for n in record.layers if names is None or n in names]
     root = copy_model(module)
@@ -221,7 +271,18 @@ def to_fake_quant(
                 where=f"layer {name!r}",
                 hint="Use the record that was calibrated from this model.",
             )
-        replaced[id(layer)] = FakeQuantLayer(layer, name, record.layers[name])
+        if isinstance(layer, nn.RNNBase):
+            replaced[id(layer)] = FakeQuantRecurrent(
+                layer, name, record.layers[name], weight=(weights or {}).get(name)
+            )
+            continue
+        replaced[id(layer)] = FakeQuantLayer(
+            layer,
+            name,
+            record.layers[name],
+            weight=(weights or {}).get(name),
+            bias_before_dequant=bias_before_dequant,
+        )
     for parent in list(modules.values()):
         for key, child in parent._modules.items():
             if child is not None and id(child) in replaced:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workbench.engine.errors import MissingFile, WrongState, WrongValue
-from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
+from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
 from workbench.engine.export.save import output_paths
 from workbench.engine.export.segments import session
 from workbench.engine.export.simulate import DeploySimulator, SimulatedLayer
 from workbench.engine.export.torch_module import FakeQuantLayer
+from workbench.engine.export.torch_rnn import FakeQuantRecurrent
 
 ALLOWED_SHARE = 0.001
 """Share of the output's values that may differ by more than one step (index decision 20)."""
@@ -153,6 +154,7 @@ def verify_export(
     ``fake_quant_module`` comes from ``to_fake_quant``; ``save_path`` is what ``save_model`` got;
     each element of ``inputs`` is a tuple of positional inputs, a trailing dict being keyword
     arguments. Returns torch against ONNX, ONNX against deploy, torch against deploy.
+    A ``Notice`` names every layer with accumulators that do not fit in int32 (D22).
     Raises ``FileNotFoundError`` when a file is missing and ``ValueError`` for no input.
     """
     paths = output_paths(save_path)
@@ -171,6 +173,13 @@ def verify_export(
         for pair in pairs:
             pair.add(number, outputs[pair.left], outputs[pair.right])
     emit(on_event, Progress("compare the exported files", len(inputs), len(inputs)))
+    for name, count in forms.simulator.overflows.items():
+        emit(
+            on_event,
+            Notice(
+                f"layer {name}: {count} accumulators do not fit in int32; skip it in the config"
+            ),
+        )
     traces: dict[int, dict[str, Mapping[str, Array]]] = {}
     return tuple(_judge(pair, forms, inputs, traces, cancel) for pair in pairs)
 
@@ -251,10 +260,15 @@ def _recorded(module: nn.Module) -> Iterator[dict[str, Array]]:
     """Outputs of all quantised layers of the module while it runs."""
     seen: dict[str, Array] = {}
 
-    def keep(layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def keep(layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(layer, FakeQuantRecurrent):
+            # As the files lay it out: (length, directions, batch, hidden).
+            sequence = output[0].transpose(0, 1) if layer.batch_first else output[0]
+            output = sequence.unsqueeze(1)
         seen[str(layer.name)] = output.detach().cpu().numpy()
 
-    layers = [m for m in module.modules() if isinstance(m, FakeQuantLayer)]
+    wrappers = (FakeQuantLayer, FakeQuantRecurrent)
+    layers = [m for m in module.modules() if isinstance(m, wrappers)]
     hooks = [layer.register_forward_hook(keep) for layer in layers]
     try:
         yield seen
@@ -273,6 +287,9 @@ def _onnx_layer_outputs(
         name = makers.get(f"{layer.name}.fakedequant.cast") or makers.get(
             f"{layer.name}.fakedequant.mul"
         )
+        if name is None:
+            # An LSTM or GRU keeps its node, and so its name.
+            name = makers.get(layer.name)
         if name is not None:
             outputs[layer.name] = name
     present = {o.name for o in model.graph.output}

@@ -6,33 +6,45 @@ Source: specification chapter 10 sections 8 to 11, D4, D13, D15, D16.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from workbench.engine.algorithms.ifmr import ActivationScale
+from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.dmq import inverse_balance
 from workbench.engine.algorithms.observer import Observer, make_observer
 from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
 from workbench.engine.files.config import LayerConfig, QuantConfig, require_enabled
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.files.sidecar import Sidecar
+from workbench.engine.flows.balancing import Factors, layer_input, needed_factors, replace_input
+from workbench.engine.flows.layer_data import Batch
 from workbench.engine.flows.ranges import RangeRecorder, TapWatch
+from workbench.engine.flows.rnn import HiddenStates
+from workbench.engine.flows.rounding import tune_rounding
+from workbench.engine.flows.sequential import InSequence, MeetLayer
 from workbench.engine.flows.weights import calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
+from workbench.engine.graph.rnn import set_joined_weight
 from workbench.engine.graph.sources import input_names, input_shapes, input_sources
 from workbench.engine.numerics.half import to_half_precision
+from workbench.engine.numerics.integer import fake_quantize_activation
 
 log = logging.getLogger("workbench.engine.flows.calibration")
 
 _KEPT_PER_LAYER = 2**18
 
 OnLayerInput = Callable[[str, Tensor], None]
-"""Called with a layer's name and its input, for each batch that counts."""
+"""Called with a layer's name and its input (not balanced), for each batch that counts."""
+
+_INVERSE = "workbench_inverse_balance"
+"""Buffer of a balanced layer of the calibration model: ``1 / tensor_balance_factor``."""
 
 
 @dataclass
@@ -55,9 +67,12 @@ class Calibration:
     so that two jobs in one process do not disturb each other. ``memory_budget_mb`` bounds what is
     kept of the activations; ``sample_limit`` is the most values a layer and batch that are looked
     at (extremes stay exact). ``on_layer_input`` sees each layer's input before the layer runs.
+    ``balance`` holds the DMQ factors of the layers that want some. ``sequential``: each layer sees
+    what the quantised layers before it give (D5); the batches are kept, within the memory budget,
+    and go through the model together with the last one.
 
-    Errors: ``WrongState`` when nothing is enabled or the calibration is incomplete, ``WrongValue``
-    for an algorithm that this version does not have.
+    Errors: ``WrongState`` when nothing is enabled or the calibration is incomplete, and naming a
+    layer whose rounding cannot be learned; ``WrongValue`` for missing balance factors.
     """
 
     def __init__(
@@ -65,21 +80,24 @@ class Calibration:
         captured: Captured,
         config: QuantConfig,
         *,
+        balance: Factors | None = None,
+        calibration_data: Iterable[Batch] | None = None,
         memory_budget_mb: int = 256,
         sample_limit: int | None = None,
         seed: int = 0,
         compat: bool = False,
+        sequential: bool = False,
         on_layer_input: OnLayerInput | None = None,
         on_finished: Callable[[Record], None] | None = None,
         on_event: OnEvent | None = None,
         cancel: CancelToken | None = None,
     ) -> None:
         require_enabled(config)
-        refuse_unavailable(config)
         self.captured = captured
         self.config = config
         self.compat = compat
         self.seed = seed
+        self.balance = needed_factors(captured, config, balance)
         self._on_layer_input = on_layer_input
         self._on_finished = on_finished
         self._on_event = on_event
@@ -96,26 +114,52 @@ class Calibration:
             self.folded,
             captured.layers,
             config,
+            balance=self.balance,
             compat=compat,
             on_event=on_event,
             cancel=cancel,
         )
-        self.fake_weights = weights.weights
+        self.tuned_weights = tune_rounding(
+            captured,
+            self.folded,
+            config,
+            weights,
+            [(captured.args, captured.kwargs)] if calibration_data is None else calibration_data,
+            balance=self.balance,
+            seed=seed,
+            compat=compat,
+            memory_budget_mb=memory_budget_mb,
+            on_event=on_event,
+            cancel=cancel,
+        )
+        self.fake_weights = {**weights.weights, **self.tuned_weights}
         self._weight_records = weights.records
         self._recorder = RangeRecorder()
         self._input_names = input_names(captured)
         self._batch = 0
         self._broken = False
         self._record: Record | None = None
+        self._sequential = sequential
+        self._watches: list[TapWatch] = []
         self._groups = self._make_groups(memory_budget_mb, sample_limit)
-        self.model = self._make_model()
+        self._hidden = HiddenStates(
+            captured.layers,
+            config,
+            byte_budget=min(_KEPT_PER_LAYER, memory_budget_mb * 2**20 // len(self._groups)),
+            sample_limit=sample_limit,
+            compat=compat,
+        )
+        self.model = self._make_model(memory_budget_mb * 2**20)
 
     def _make_groups(self, budget_mb: int, sample_limit: int | None) -> dict[str, _Group]:
         sources = input_sources(self.captured)
         members: dict[tuple[str, Any], list[str]] = {}
         for name in self._weight_records:
             settings = self.config.layers[name]
-            members.setdefault((sources.get(name, name), settings.activation), []).append(name)
+            # A balanced layer quantises a tensor of its own; in sequence each layer has its turn.
+            alone = name in self.balance or self._sequential
+            source = name if alone else sources.get(name, name)
+            members.setdefault((source, settings.activation), []).append(name)
         # Beyond this much a layer is counted in bins, which is faster than keeping its values.
         share = min(_KEPT_PER_LAYER, budget_mb * 2**20 // max(1, len(members)))
         groups: dict[str, _Group] = {}
@@ -132,19 +176,26 @@ class Calibration:
             groups.update(dict.fromkeys(layers, group))
         return groups
 
-    def _make_model(self) -> nn.Module:
+    def _make_model(self, byte_budget: int) -> nn.Module:
         model = copy_model(self.folded)
         for name, fake in self.fake_weights.items():
-            model.get_submodule(name).register_parameter(
-                "weight", nn.Parameter(fake, requires_grad=False)
-            )
-        watch = TapWatch(model, self.captured, self._recorder)
-        self._watch = watch
-        for name in self._weight_records:
             layer = model.get_submodule(name)
-            layer.register_forward_pre_hook(self._before(name), with_kwargs=True)
-            layer.register_forward_hook(self._after(name))
-        forward = model.forward
+            if isinstance(layer, nn.RNNBase):
+                set_joined_weight(layer, fake)
+            else:
+                layer.register_parameter("weight", nn.Parameter(fake, requires_grad=False))
+        for name, factors in self.balance.items():
+            layer = model.get_submodule(name)
+            weight = layer.get_parameter("weight")
+            inverse = inverse_balance(factors, self.captured.layers[name].type, weight.dim())
+            inverse = inverse.to(weight.device, weight.dtype)
+            # A buffer, so that it goes wherever the user moves the model.
+            layer.register_buffer(_INVERSE, inverse, persistent=False)
+        run: Callable[..., Any]
+        if not self._sequential:
+            run = self.watched(model, self._see_layer)
+        else:
+            run = InSequence(self, model, self.config.batch_num, byte_budget, cancel=self._cancel)
 
         def calibrating_forward(*args: Any, **kwargs: Any) -> Any:
             check(self._cancel)
@@ -155,9 +206,8 @@ class Calibration:
                     hint="Make the calibration model again.",
                 )
             with torch.no_grad():
-                self._see_inputs(args, kwargs)
                 try:
-                    output = watch.run(forward, *args, **kwargs)
+                    output = run(*args, **kwargs)
                 except Exception as error:
                     # Some layers have counted this batch and some have not.
                     self._broken = not self.is_done
@@ -171,6 +221,42 @@ class Calibration:
         object.__setattr__(model, "forward", calibrating_forward)
         object.__setattr__(model, "calibration", self)
         return model
+
+    def watched(self, model: nn.Module, meet: MeetLayer) -> Callable[..., Any]:
+        """The model's forward with every layer's input handed to ``meet``, and the rest watched."""
+        watch = TapWatch(model, self.captured, self._recorder)
+        self._watches.append(watch)
+        self.hook_inputs(model, meet)
+        self._hidden.watch(model)
+        for name in self._weight_records:
+            model.get_submodule(name).register_forward_hook(self._after(name))
+        forward = model.forward
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._see_inputs(args, kwargs)
+            return watch.run(forward, *args, **kwargs)
+
+        return run
+
+    def calibrate_layer(self, name: str, inputs: list[tuple[Tensor, Tensor]]) -> None:
+        """Find a layer's scale from its inputs, each as given and balanced; only the first time."""
+        group = self._groups[name]
+        if group.observer is None:
+            return
+        for given, value in inputs:
+            self._see_layer(name, given, value)
+        group.result = group.observer.result()
+        group.observer = None
+        done = sum(other.result is not None for other in self._groups.values())
+        emit(self._on_event, Progress("sequential calibration", done, len(self._groups)))
+
+    def quantized(self, name: str, value: Tensor) -> Tensor:
+        """A layer's balanced input, moved to the grid that was found for it."""
+        group = self._groups[name]
+        assert group.result is not None
+        bits = group.settings.activation.num_bits
+        quantized = fake_quantize_activation(value, self._scale(group), group.result.offset, bits)
+        return quantized.to(value.dtype)
 
     def _see_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         names = self._input_names
@@ -196,23 +282,40 @@ class Calibration:
                 hint="Give batches of that shape, or capture with an example of the new one.",
             ) from error
 
-    def _before(self, name: str) -> Callable[..., None]:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self._groups[name].result is not None:
-                return
-            value = args[0] if args else kwargs.get("input")
-            if not isinstance(value, Tensor):
-                raise WrongState(f"layer {name} was called without a tensor", where="calibration")
+    def hook_inputs(self, model: nn.Module, meet: MeetLayer | None) -> list[RemovableHandle]:
+        """Balance every layer's input and hand it to ``meet``, if there is one."""
+        return [
+            model.get_submodule(name).register_forward_pre_hook(
+                self._before(name, meet), with_kwargs=True
+            )
+            for name in self._weight_records
+        ]
+
+    def _before(self, name: str, meet: MeetLayer | None) -> Callable[..., Any]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            given = value = layer_input(name, args, kwargs)
             # The watch for adds must not see the observer's own arithmetic.
             with torch._C.DisableTorchFunction():
-                self._observe(name, value.detach())
+                if name in self.balance:
+                    value = given * module.get_buffer(_INVERSE)
+                if meet is not None:
+                    value = meet(name, given, value)
+            return None if value is given else replace_input(args, kwargs, value)
 
         return before
 
+    def _see_layer(self, name: str, given: Tensor, value: Tensor) -> Tensor:
+        """Observe ``value``, the balanced form of a layer's input ``given``; returns ``value``."""
+        group = self._groups[name]
+        if group.result is not None:
+            return value
+        if self._on_layer_input is not None:
+            self._on_layer_input(name, given)
+        self._observe(name, value)
+        return value
+
     def _observe(self, name: str, value: Tensor) -> None:
         group = self._groups[name]
-        if self._on_layer_input is not None:
-            self._on_layer_input(name, value)
         group.seen_by.add(name)
         if name != group.layers[0]:
             return
@@ -220,7 +323,7 @@ class Calibration:
         try:
             group.observer.update(value)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise type(error)(f"layer {name}, batch {self._batch + 1}: {error}") from error
+            raise type(error)(f"layer {name}, batch {group.batches + 1}: {error}") from error
         group.batches += 1
 
     def _after(self, name: str) -> Callable[..., None]:
@@ -258,7 +361,7 @@ class Calibration:
         return {
             name: group.batches
             for name, group in self._groups.items()
-            if group.result is None and group.batches < self.config.batch_num
+            if not self.is_done and group.batches < self.config.batch_num
         }
 
     @property
@@ -273,18 +376,22 @@ class Calibration:
                 assert group.observer is not None
                 group.result = group.observer.result()
                 group.observer = None
-            scale = group.result.scale
-            if self.config.fakequant_precision_mode == "FORCE_FP16_QUANT":
-                scale = to_half_precision(scale)
             layers[name] = replace(
-                record,
-                scale_d=scale,
+                self._hidden.complete(name, record),
+                scale_d=self._scale(group),
                 offset_d=group.result.offset,
                 act_type=f"INT{group.settings.activation.num_bits}",
             )
         self._record = Record(layers=layers)
         if self._on_finished is not None:
             self._on_finished(self._record)
+
+    def _scale(self, group: _Group) -> float:
+        assert group.result is not None
+        scale = group.result.scale
+        if self.config.fakequant_precision_mode == "FORCE_FP16_QUANT":
+            scale = to_half_precision(scale)
+        return scale
 
     def finalize(self, *, allow_fewer: bool = False) -> Record:
         """The finished record.
@@ -316,25 +423,5 @@ class Calibration:
 
     def sidecar(self) -> Sidecar:
         """Ranges of layer outputs, adds and inputs seen so far, and the flow's options."""
-        return Sidecar(compat=self.compat, ranges=self._recorder.ranges(self._watch.unreliable))
-
-
-def refuse_unavailable(config: QuantConfig) -> None:
-    """Raise ``WrongValue`` for settings whose algorithm this version does not have."""
-    problems = []
-    for name in config.enabled():
-        layer = config.layers[name]
-        if layer.activation.act_algo != "ifmr":
-            problems.append(f"{name}: act_algo {layer.activation.act_algo!r} (available: 'ifmr')")
-        if layer.weight is not None and layer.weight.wts_algo != "arq_quantize":
-            problems.append(
-                f"{name}: wts_algo {layer.weight.wts_algo!r} (available: 'arq_quantize')"
-            )
-        if layer.dmq_balancer_param is not None:
-            problems.append(f"{name}: dmq_balancer_param (not available)")
-    if problems:
-        raise WrongValue(
-            "not in this version: " + "; ".join(problems),
-            where="config",
-            hint="change these layers or set their quant_enable to false.",
-        )
+        unreliable = {key for watch in self._watches for key in watch.unreliable}
+        return Sidecar(compat=self.compat, ranges=self._recorder.ranges(unreliable))

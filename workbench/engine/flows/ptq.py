@@ -6,26 +6,39 @@ needs only files and lives in ``engine.export.save``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
-from workbench.engine.errors import MissingFile, WrongValue
+from workbench.engine.errors import MissingFile, WrongState, WrongValue
 from workbench.engine.events import CancelToken, OnEvent
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.files.atomic import ensure_writable, write_text
-from workbench.engine.files.config import QuantConfig, default_config, read_config
-from workbench.engine.files.record import Record, write_record
+from workbench.engine.files.config import (
+    CHANNEL_WISE_LINEAR,
+    QuantConfig,
+    default_config,
+    read_config,
+)
+from workbench.engine.files.record import Record, read_record, write_record
 from workbench.engine.files.sidecar import Sidecar, read_sidecar, write_sidecar
+from workbench.engine.files.text_config import load_text_config, resolve_text_config
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
+from workbench.engine.flows.balancing import Factors, balanced_layers, factors_of, find_balance
 from workbench.engine.flows.calibration import Calibration
+from workbench.engine.flows.layer_data import Batch
+from workbench.engine.flows.rounding import learned_layers
 from workbench.engine.graph.capture import Captured, capture
+from workbench.engine.graph.inputs import split_inputs
 from workbench.engine.graph.sources import input_names as graph_inputs
+
+logger = logging.getLogger("workbench.engine.flows")
 
 
 def create_quant_config(
@@ -37,6 +50,7 @@ def create_quant_config(
     activation_offset: bool = True,
     config_defination: str | None = None,
     *,
+    channel_wise_linear: bool = False,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -44,11 +58,14 @@ def create_quant_config(
     """Write a JSON config with one entry for every layer that can be quantised.
 
     ``input_data``: a tuple of example inputs (or one tensor), used for its shapes only. Layers in
-    ``skip_layers`` are listed with ``quant_enable: false``. The model is not changed.
+    ``skip_layers`` are listed with ``quant_enable: false``. ``config_defination``: a text config
+    (``.cfg``) that decides instead of the three arguments before it. ``channel_wise_linear``:
+    weights of Linear layers get one scale per output. The model is not changed.
 
     Errors: ``TypeError`` for a wrong argument type; ``ValueError`` for a name that is unknown, not
-    quantisable or repeated, for nothing left to quantise and for ``batch_num <= 0``;
-    ``RuntimeError`` for a model that cannot be captured.
+    quantisable or repeated, for nothing left to quantise, for ``batch_num <= 0`` and for what is
+    wrong in the text config (``FileNotFoundError`` when it is missing); ``RuntimeError`` for a
+    model that cannot be captured.
 
     Source: specification chapter 10 section 3.1.
     """
@@ -59,24 +76,32 @@ def create_quant_config(
     check_type(function, "batch_num", batch_num, int)
     check_type(function, "activation_offset", activation_offset, bool)
     check_type(function, "config_defination", config_defination, str, optional=True)
-    if config_defination is not None:
-        raise WrongValue(
-            "text configs (.cfg) are not in this version",
-            where=f"{function}()",
-            hint="leave config_defination out and edit the JSON config instead.",
-        )
+    check_type(function, "channel_wise_linear", channel_wise_linear, bool)
+    text = None if config_defination is None else load_text_config(config_defination)
+    if text is not None and skip_layers:
+        logger.warning("skip_layers is ignored: %s decides", config_defination)
     ensure_writable(config_file)
     captured = capture(model, input_data, on_event=on_event)
     if cancel is not None:
         cancel.check()
-    config = default_config(
-        captured.layers,
-        skip_layers=skip_layers,
-        batch_num=batch_num,
-        activation_offset=activation_offset,
-    )
+    if text is None:
+        config = default_config(
+            captured.layers,
+            skip_layers=skip_layers,
+            batch_num=batch_num,
+            activation_offset=activation_offset,
+            channel_wise_linear=channel_wise_linear,
+        )
+    else:
+        config = resolve_text_config(
+            text,
+            captured.layers,
+            modules=[name for name, _ in model.named_modules()],
+            channel_wise_linear=channel_wise_linear,
+        )
     write_text(config_file, config.to_json(), warn_if_exists=True)
-    write_sidecar(config_file, Sidecar(compat=compat))
+    options = {CHANNEL_WISE_LINEAR: True} if channel_wise_linear else {}
+    write_sidecar(config_file, Sidecar(compat=compat, options=options))
 
 
 def quantize_model(
@@ -90,8 +115,10 @@ def quantize_model(
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
     compat: bool | None = None,
+    calibration_data: Iterable[Any] | None = None,
     memory_budget_mb: int = 256,
     sample_limit: int | None = None,
+    sequential: bool = False,
     seed: int = 0,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -105,8 +132,20 @@ def quantize_model(
     ``memory_budget_mb`` bounds what is kept of the activations; ``sample_limit`` is the most values
     a layer and batch that are looked at (None: all).
 
+    Layers with ``ada_quantize`` learn their rounding here, on ``calibration_data`` (each item like
+    ``input_data``) or, without it, on ``input_data``: give real data, not random numbers. ``seed``
+    decides which samples each step draws.
+
+    ``sequential``: each layer's activation is calibrated on what the quantised layers before it
+    give (D5). The inputs of all batches are kept, within ``memory_budget_mb``, and go through the
+    model side by side with the last one.
+
+    With a DMQ balancer in the config ``record_file`` must hold the balance factors that the model
+    of ``quantize_preprocess`` found.
+
     Errors: ``FileNotFoundError`` for a missing config; ``ValueError``/``TypeError`` for what is
-    wrong in it; ``RuntimeError`` when nothing is enabled or the model cannot be captured.
+    wrong in it; ``RuntimeError`` when nothing is enabled or the model cannot be captured; with a
+    DMQ balancer ``RuntimeError`` for an empty record, ``ValueError`` for a layer without factors.
 
     Source: specification chapter 10 sections 3.3 and 11.
     """
@@ -123,6 +162,7 @@ def quantize_model(
     captured = capture(model, input_data, on_event=on_event)
     config = read_config(config_file, captured.layers)
     compat = resolve_compat(config_file, compat)
+    balance = _recorded_balance(captured, config, record_file)
 
     def finished(record: Record) -> None:
         write_record(record_file, record)
@@ -131,8 +171,13 @@ def quantize_model(
     calibration = Calibration(
         captured,
         config,
+        balance=balance,
+        calibration_data=None
+        if calibration_data is None
+        else (split_inputs(item) for item in calibration_data),
         memory_budget_mb=memory_budget_mb,
         sample_limit=sample_limit,
+        sequential=sequential,
         seed=seed,
         compat=compat,
         on_finished=finished,
@@ -144,6 +189,19 @@ def quantize_model(
     write_record(record_file, calibration.initial_record(), warn_if_exists=True)
     write_sidecar(record_file, Sidecar(compat=compat))
     return calibration.model
+
+
+def _recorded_balance(captured: Captured, config: QuantConfig, record_file: str) -> Factors:
+    if not balanced_layers(config, captured.layers):
+        return {}
+    path = Path(record_file)
+    if not path.is_file() or not path.stat().st_size:
+        raise WrongState(
+            "the config has a dmq_balancer_param, but this record holds no balance factors",
+            where=record_file,
+            hint="Run the model that quantize_preprocess returns on one batch first.",
+        )
+    return factors_of(read_record(path), config, captured.layers, source=record_file)
 
 
 def modified_onnx(
@@ -162,15 +220,19 @@ def modified_onnx(
         output_names=output_names,
         dynamic_axes=dynamic_axes,
     )
-    enabled = set(calibration.config.enabled())
+    mark_data_types(model, calibration.config.enabled())
+    return model
+
+
+def mark_data_types(model: ir.Model, names: Collection[str]) -> None:
+    """Give the layers ``names`` the attribute that tells the export float from float16."""
     for node in model.graph:
-        if node.name in enabled:
-            weight = getattr(captured.module.get_submodule(node.name), "weight", None)
-            half = weight is not None and weight.dtype == torch.float16
+        if node.name in names:
+            values = (*node.inputs, *node.outputs)
+            half = any(v is not None and v.dtype == ir.DataType.FLOAT16 for v in values)
             node.attributes["op_data_type"] = ir.AttrString(
                 "op_data_type", "float16" if half else "float"
             )
-    return model
 
 
 def named_sidecar(
@@ -201,13 +263,27 @@ def resolve_compat(config_file: str, compat: bool | None) -> bool:
 def calibrate(captured: Captured, config: QuantConfig, batches: Any, **options: Any) -> Calibration:
     """Run a calibration on an iterable of input tuples and return it finished.
 
-    ``options`` are those of ``Calibration``. Errors: ``RuntimeError`` when the batches end before
-    ``batch_num``.
+    A dict at the end of a tuple holds keyword arguments. ``options`` are those of ``Calibration``.
+    Where they are not given, AdaRound learns on the ``batch_num`` batches and balance factors come
+    from the first one, as with ``quantize_preprocess``. Errors: ``RuntimeError`` when the batches
+    end before ``batch_num``.
     """
+    rest: Iterator[Batch] = (
+        split_inputs(batch if isinstance(batch, tuple) else (batch,)) for batch in batches
+    )
+    if "balance" not in options and balanced_layers(config, captured.layers):
+        first = next(rest, None)
+        if first is None:
+            raise WrongState("there is no batch", where="calibration data")
+        args, kwargs = first
+        options["balance"] = find_balance(captured, config, lambda model: model(*args, **kwargs))
+        rest = itertools.chain([first], rest)
+    if "calibration_data" not in options and learned_layers(config):
+        options["calibration_data"] = list(itertools.islice(rest, config.batch_num))
+        rest = itertools.chain(options["calibration_data"], rest)
     calibration = Calibration(captured, config, **options)
-    for batch in batches:
-        args = batch if isinstance(batch, tuple) else (batch,)
-        calibration.model(*args)
+    for args, kwargs in rest:
+        calibration.model(*args, **kwargs)
         if calibration.is_done:
             break
     calibration.finalize()

@@ -87,8 +87,8 @@ class TapWatch:
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._keys:
             return forward(*args, **kwargs)
-        # The root's own hook has run by now: it called this forward.
-        del self._stack[1:]
+        # The root's own hook has run by now, unless its forward was called directly.
+        self._stack[:] = [""]
         self._seen.clear()
         with _TapMode(self):
             output = forward(*args, **kwargs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from workbench.engine.algorithms.arq import (
@@ -16,10 +17,14 @@ from workbench.engine.algorithms.arq import (
     from_channel_first,
     to_channel_first,
 )
+from workbench.engine.algorithms.dmq import balance_weight
+from workbench.engine.algorithms.kl import kl_scale
 from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
-from workbench.engine.files.config import QuantConfig, WeightParams
+from workbench.engine.files.config import QuantConfig, WeightParams, default_weight
 from workbench.engine.files.record import LayerRecord
+from workbench.engine.flows.rnn import recurrent_weights
 from workbench.engine.graph.layers import LayerInfo
+from workbench.engine.graph.rnn import RNN_TYPES
 
 
 @dataclass(frozen=True)
@@ -36,38 +41,73 @@ def calibrate_weights(
     layers: Mapping[str, LayerInfo],
     config: QuantConfig,
     *,
+    balance: Mapping[str, tuple[float, ...]] | None = None,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
 ) -> WeightResult:
-    """Quantise the weights of ``folded``, which is not changed."""
+    """Quantise the weights of ``folded``, which is not changed.
+
+    ``balance``: DMQ factors by layer; those weights are multiplied first (D8), and the records hold
+    the factors.
+    """
     enabled = set(config.enabled())
     names = [name for name, _ in folded.named_modules() if name in enabled]
     records: dict[str, LayerRecord] = {}
     weights: dict[str, Tensor] = {}
     for done, name in enumerate(names):
         check(cancel)
-        settings = config.layers[name].weight
-        if settings is None or not layers[name].has_weight:
+        # An entry without weight settings of a layer with a weight stands for the defaults.
+        settings = config.layers[name].weight or default_weight(layers[name])
+        if not layers[name].has_weight:
             records[name] = LayerRecord(scale_w=(1.0,), offset_w=(0,))
             continue
-        weight = folded.get_submodule(name).get_parameter("weight").detach()
-        records[name], weights[name] = _arq(weight, layers[name], settings, compat=compat)
+        if layers[name].type in RNN_TYPES:
+            layer = folded.get_submodule(name)
+            records[name], weights[name] = recurrent_weights(
+                layer, layers[name], settings, compat=compat
+            )
+            emit(on_event, Progress("weights", done + 1, len(names)))
+            continue
+        weight = stored = folded.get_submodule(name).get_parameter("weight").detach()
+        factors = (balance or {}).get(name, ())
+        if factors:
+            weight = balanced_weight(weight, layers[name], factors)
+        records[name], weights[name] = _nearest(weight, layers[name], settings, compat=compat)
+        if compat and layers[name].type.startswith("ConvTranspose"):
+            # The reference calibrates these with their float weight; by default they are rounded
+            # like all others, so that statistics see the same error (D4).
+            weights[name] = weight
+        if factors:
+            records[name] = replace(records[name], tensor_balance_factor=factors)
+            weights[name] = weights[name].to(stored.dtype)
         emit(on_event, Progress("weights", done + 1, len(names)))
-    if config.fakequant_precision_mode != "DEFAULT":
+    # The reference forgets to record the mode, so that its dequantisation stays exact (D20).
+    if config.fakequant_precision_mode != "DEFAULT" and not compat:
         mode = config.fakequant_precision_mode
         records = {n: replace(r, fakequant_precision_mode=mode) for n, r in records.items()}
     return WeightResult(records, weights)
 
 
-def _arq(
+def balanced_weight(weight: Tensor, info: LayerInfo, factors: tuple[float, ...]) -> Tensor:
+    """The weight times the layer's DMQ factors, in float32."""
+    return balance_weight(
+        weight,
+        torch.tensor(factors, device=weight.device),
+        transposed=info.type.startswith("ConvTranspose"),
+        groups=info.groups,
+    )
+
+
+def _nearest(
     weight: Tensor, info: LayerInfo, settings: WeightParams, *, compat: bool
 ) -> tuple[LayerRecord, Tensor]:
-    """Section 8.1."""
+    """Rounded to nearest at the scale of ARQ or, for AdaRound to start from, of KL (section 8)."""
+    find_scale = kl_scale if settings.wts_algo == "ada_quantize" else arq_scale
     transposed = info.type.startswith("ConvTranspose")
     rows = to_channel_first(weight, transposed, info.groups)
     axis = 0 if settings.channel_wise else None
-    scale = arq_scale(rows, settings.num_bits, axis, compat=compat)
+    scale = find_scale(rows, settings.num_bits, axis, compat=compat)
     fake = fake_quantize_weight(rows, scale, settings.num_bits, axis)
     fake = from_channel_first(fake, transposed, info.groups)
     scales = tuple(scale.tolist())

@@ -16,16 +16,10 @@ from torch.utils import _pytree as pytree
 
 from workbench.engine.errors import CaptureError, WrongState
 from workbench.engine.events import Notice, OnEvent, Progress, emit
+from workbench.engine.graph.batch_axes import batch_layouts, repeat_to_two
 from workbench.engine.graph.copying import cast_to_float32, copy_model
 from workbench.engine.graph.eligibility import check_weights, family, find_layers
-from workbench.engine.graph.inputs import (
-    batch_of,
-    batched,
-    inputs_to_float32,
-    own_tensors,
-    repeat_to_two,
-    split_inputs,
-)
+from workbench.engine.graph.inputs import inputs_to_float32, own_tensors, split_inputs
 from workbench.engine.graph.layers import LAYER_TYPES, LayerInfo
 from workbench.engine.graph.program import (
     LAYER_MARK,
@@ -93,11 +87,11 @@ def capture(model: nn.Module, input_data: object, *, on_event: OnEvent | None = 
     program, dynamic, refusal = _export(copied, args, kwargs)
     if refusal:
         notices.append(
-            f"The batch size is fixed at {batch_of(args, kwargs)}: the model refuses a dynamic one "
-            f"({refusal})."
+            f"The batch size is fixed at {batch_layouts(copied, args, kwargs)[0].batch}: the model "
+            f"refuses a dynamic one ({refusal})."
         )
     facts = read_program(copied, program)
-    batch = _example_batch(program)
+    batch = _example_batch(copied, program)
     layers, nodes = find_layers(copied, facts, batch)
     taps = find_taps(facts)
     for path, node in nodes.items():
@@ -144,16 +138,19 @@ def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[ExportedProgram, bool, str]:
     """The exported program, whether its batch is dynamic, and why not if it was refused."""
-    batch = batch_of(args, kwargs)
-    refusal = ""
+    layouts = batch_layouts(module, args, kwargs)
+    refusals = []
     with quiet(), torch.no_grad():
-        if batch:
+        for layout in layouts:
             # Export leaves marks on the tensors it makes dynamic: give it its own.
-            many = repeat_to_two(args, kwargs) if batch == 1 else own_tensors(args, kwargs)
+            single = layout.batch == 1
+            many = repeat_to_two(layout, args, kwargs) if single else own_tensors(args, kwargs)
             shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-            for leaf in pytree.tree_leaves(many):
-                if batched(leaf, max(batch, 2)):
-                    shapes[leaf] = {0: Dim.DYNAMIC}
+            leaves = zip(*map(pytree.tree_leaves, ((args, kwargs), many)), strict=True)
+            for given, leaf in leaves:
+                axis = layout.axis(given)
+                if axis is not None:
+                    shapes[leaf] = {axis: Dim.DYNAMIC}
             try:
                 program = torch.export.export(
                     module,
@@ -162,11 +159,12 @@ def _export(
                     dynamic_shapes=shapes.dynamic_shapes(module, many[0], many[1]),  # type: ignore[no-untyped-call]
                     strict=False,
                 )
-                refusal = _narrowed(program)
-                if not refusal:
+                refusals.append(_narrowed(program))
+                if not refusals[-1]:
                     return program, True, ""
             except Exception as error:
-                refusal = _first_line(error)
+                refusals.append(_first_line(error))
+        refusal = refusals[0] if refusals else ""
         try:
             own = own_tensors(args, kwargs)
             return torch.export.export(module, *own, strict=False), False, refusal
@@ -185,10 +183,9 @@ def _narrowed(program: ExportedProgram) -> str:
     return ""
 
 
-def _example_batch(program: ExportedProgram) -> int:
-    if program.example_inputs is None:
-        return 1
-    return batch_of(*program.example_inputs) or 1
+def _example_batch(module: nn.Module, program: ExportedProgram) -> int:
+    layouts = batch_layouts(module, *program.example_inputs) if program.example_inputs else []
+    return layouts[0].batch if layouts else 1
 
 
 def _capture_error(module: nn.Module, error: Exception) -> CaptureError:

@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from workbench.engine.errors import WrongState
 
@@ -25,7 +26,10 @@ def copy_model(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for value in vars(module).values():
             # The last weight a weight_norm layer computed: deepcopy refuses what carries a graph.
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
+            if isinstance(value, FakeTensor):
+                # What a forward that keeps things in self left there while it was exported.
+                memo[id(value)] = value
+            elif isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
         duplicate = copy.deepcopy(model, memo)

@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from workbench.engine.graph.rnn import RNN_TYPES
+
 
 def shape_of(node: Node | None) -> tuple[int, ...]:
-    """A node's tensor shape, 0 for a dynamic dimension; () when it has no tensor."""
-    value = node.meta.get("val") if node is not None else None
-    if not isinstance(value, Tensor):
+    """A node's tensor shape, 0 for a dynamic dimension; () when it has no tensor.
+
+    Of an operator with several results (LSTM, GRU) it is the first one's.
+    """
+    value = _tensor(node)
+    if value is None:
         return ()
     return tuple(0 if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
 
 
 def example_shape(node: Node | None) -> tuple[int, ...]:
     """A node's tensor shape for the example the program was exported from."""
-    value = node.meta.get("val") if node is not None else None
-    if not isinstance(value, Tensor):
+    value = _tensor(node)
+    if value is None:
         return ()
     return tuple(_hint(size) for size in value.shape)
 
@@ -32,8 +37,8 @@ def multiply_accumulates(
 
     ``given`` and ``made`` are the example shapes of input and output, ``weight`` the weight's, and
     ``batch`` the number of samples in the example. A convolution's weight is (Cout, Cin/groups,
-    k…), a transposed one's (Cin, Cout/groups, k…), a linear layer's (out, in). Pooling multiplies
-    nothing.
+    k…), a transposed one's (Cin, Cout/groups, k…), a linear layer's (out, in), an LSTM's or GRU's
+    (gates*H, inputs + H) at every step. Pooling multiplies nothing.
     """
     if not weight or not made or not given:
         return 0
@@ -41,9 +46,18 @@ def multiply_accumulates(
         total = prod(given) * prod(weight[1:])
     elif kind.startswith("Conv") or kind == "Linear":
         total = prod(made) * prod(weight[1:])
+    elif kind in RNN_TYPES:
+        total = prod(given[:-1]) * prod(weight)
     else:
         return 0
     return total // max(batch, 1)
+
+
+def _tensor(node: Node | None) -> Tensor | None:
+    value = node.meta.get("val") if node is not None else None
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
 
 
 def _hint(size: int | torch.SymInt) -> int:

@@ -12,6 +12,8 @@ from workbench.engine.errors import WrongState, WrongType
 from workbench.engine.graph.cost import example_shape, multiply_accumulates, shape_of
 from workbench.engine.graph.layers import LAYER_TYPES, LayerInfo
 from workbench.engine.graph.program import Call, ProgramFacts
+from workbench.engine.graph.rnn import RNN_TYPES, joined_shape
+from workbench.engine.graph.rnn_rules import rnn_obstacle
 
 _aten = torch.ops.aten
 
@@ -151,6 +153,8 @@ def _reason(
         return "it is never executed in the forward pass"
     if len(calls) > 1:
         return f"it is called {len(calls)} times"
+    if kind in RNN_TYPES:
+        return rnn_obstacle(path, layer, main, facts, owners)
     if kind != "AvgPool2d" and isinstance(weight, Tensor):
         others = [name for name in owners.get(id(weight), []) if name != f"{path}.weight"]
         if others:
@@ -160,6 +164,9 @@ def _reason(
     mode = getattr(layer, "padding_mode", "zeros")
     if mode != "zeros":
         return f"padding_mode '{mode}' is not supported; only 'zeros' is"
+    depth = getattr(layer, "dilation", (1,))[0] if kind == "Conv3d" else 1
+    if depth != 1:
+        return f"dilation {depth} along depth is not supported; only 1 is"
     if main is None:
         return "its computation is not the one operator expected of this layer type"
     if main not in facts.live:
@@ -198,6 +205,13 @@ def _describe(
     elif kind.startswith("Conv"):
         channels_in, channels_out = layer.in_channels, layer.out_channels
     groups = layer.groups if kind.startswith("Conv") else 1
+    has_bias = isinstance(getattr(layer, "bias", None), Tensor)
+    multiplied = weight_shape
+    if isinstance(layer, nn.LSTM | nn.GRU):
+        weight_shape = joined_shape(layer)
+        # Of a layer with several levels or directions, too: every weight serves every step once.
+        multiplied = (sum(p.numel() for p in layer.parameters() if p.dim() > 1),)
+        channels_in, channels_out, has_bias = layer.input_size, layer.hidden_size, layer.bias
     return LayerInfo(
         name=path,
         type=shown,
@@ -211,10 +225,10 @@ def _describe(
         groups=_int(groups),
         in_channels=_int(channels_in),
         out_channels=_int(channels_out),
-        has_bias=isinstance(getattr(layer, "bias", None), Tensor),
+        has_bias=has_bias,
         parameters=sum(p.numel() for p in layer.parameters(recurse=False)),
         macs=multiply_accumulates(
-            kind, example_shape(given), example_shape(main), weight_shape, batch
+            kind, example_shape(given), example_shape(main), multiplied, batch
         )
         * max(calls, 1),
     )

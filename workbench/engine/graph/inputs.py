@@ -57,15 +57,6 @@ def batched(leaf: object, batch: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == batch
 
 
-def repeat_to_two(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat inputs of batch 1 to batch 2: a size of 1 cannot be captured as dynamic."""
-    repeat = lambda leaf: torch.cat([leaf.detach()] * 2) if batched(leaf, 1) else leaf
-    doubled: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(repeat, (args, kwargs))
-    return doubled
-
-
 def own_tensors(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

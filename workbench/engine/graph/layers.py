@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LAYER_TYPES = ("Conv2d", "Linear", "ConvTranspose2d", "AvgPool2d")
+from workbench.engine.graph.rnn import RNN_TYPES
+
+LAYER_TYPES = (
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "Linear",
+    "AvgPool2d",
+    "LSTM",
+    "GRU",
+)
 """Module class names that post-training quantisation handles (chapter 10 section 6.1)."""
 
-CHANNEL_WISE_TYPES = ("Conv2d", "ConvTranspose2d")
+CHANNEL_WISE_TYPES = (
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "LSTM",
+    "GRU",
+)
 """Types whose weights are quantised per output channel by default."""
 
 
@@ -47,3 +67,9 @@ class LayerInfo:
     @property
     def depthwise(self) -> bool:
         return self.groups > 1 and self.groups == self.in_channels
+
+    def scale_count(self, *, channel_wise: bool) -> int:
+        """How many weight scales the layer has: an LSTM or GRU those of both of its weights."""
+        weights = 2 if self.type in RNN_TYPES else 1
+        rows = self.weight_shape[0] if weights == 2 else self.out_channels
+        return weights * (rows if channel_wise else 1)

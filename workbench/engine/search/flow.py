@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,26 @@ from workbench.engine.events import CancelToken, OnEvent
 from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.export.save import output_paths, save_model
 from workbench.engine.files.atomic import ensure_writable, write_text
-from workbench.engine.files.config import read_config
-from workbench.engine.files.history import write_history, write_ranking
+from workbench.engine.files.config import QuantConfig, read_config
+from workbench.engine.files.history import write_history
+from workbench.engine.files.history import write_ranking as write_ranking_file
 from workbench.engine.files.record import write_record
-from workbench.engine.files.sidecar import write_sidecar
+from workbench.engine.files.sidecar import read_sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_type
+from workbench.engine.flows.balancing import balanced_layers
+from workbench.engine.flows.layer_data import Batch
 from workbench.engine.flows.ptq import modified_onnx, named_sidecar, resolve_compat
 from workbench.engine.graph.capture import capture
-from workbench.engine.search.auto_calibration import (
-    SearchResult,
-    resolve_sensitivity,
-    resolve_strategy,
-    search_configuration,
-)
+from workbench.engine.search.auto_calibration import search_configuration
+from workbench.engine.search.cache import TrialCache
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
+from workbench.engine.search.judging import Trial
+from workbench.engine.search.result import SearchCancelled, SearchResult
 from workbench.engine.search.sensitivity import SensitivityBase
-from workbench.engine.search.strategy import AutoCalibrationStrategyBase
+from workbench.engine.search.setup import Pins
+from workbench.engine.search.strategies import Strategy, resolve_sensitivity, resolve_strategy
+
+log = logging.getLogger("workbench.engine.search")
 
 RANKING = "accuracy_based_auto_calibration_ranking_information.json"
 FINAL_CONFIG = "accuracy_based_auto_calibration_final_config.json"
@@ -46,9 +53,18 @@ def accuracy_based_auto_calibration(
     input_names: list[str] | None = None,
     output_names: list[str] | None = None,
     dynamic_axes: Mapping[str, Any] | None = None,
-    strategy: str | AutoCalibrationStrategyBase = "BinarySearch",
+    strategy: Strategy = "BinarySearch",
     sensitivity: str | SensitivityBase = "CosineSimilarity",
     *,
+    evaluate_backend: str = "torch",
+    write_ranking: str = "always",
+    dump_inputs: bool = False,
+    keep_temp: bool = False,
+    project: str | os.PathLike[str] | None = None,
+    executor: Any = None,
+    pins: Pins | None = None,
+    early: bool = True,
+    calibration_data: Sequence[Batch] | None = None,
     compat: bool | None = None,
     memory_budget_mb: int = 256,
     seed: int = 0,
@@ -62,9 +78,19 @@ def accuracy_based_auto_calibration(
     Beside the models stand the ranking and the final config; the history goes to ``./amct_log``.
     When every layer had to stay float, no model is left and earlier ones of this prefix go.
 
+    ``strategy``: 'BinarySearch', 'BinarySearchVerified', 'Greedy', 'Recover' or an object (see
+    ``search.strategies``); ``sensitivity``: 'CosineSimilarity', 'SQNR', 'MSE', 'EndToEnd' or an
+    object. ``evaluate_backend`` 'onnx' evaluates the fake-quant file in ONNX Runtime instead of a
+    torch module. ``write_ranking`` 'needed' skips the ranking when nothing has to be searched.
+    ``dump_inputs`` writes each layer's inputs to ``temp…`` beside the models, which goes at the end
+    unless ``keep_temp``. ``project``, a folder, keeps every trial: a search that was stopped or
+    killed goes on where it was. ``executor``, ``pins``, ``early`` and
+    ``calibration_data``: see ``search_configuration``.
+    A cancelled search leaves ranking, history and, when some configuration has passed, its config.
+
     Errors: ``TypeError`` for wrong argument types; ``RuntimeError`` for an unknown strategy,
-    sensitivity or evaluator, for a missing config and for a DMQ balancer in it; ``ValueError``
-    when the original model does not satisfy its own target.
+    sensitivity or evaluator, for a missing config and with ``compat`` for a DMQ balancer;
+    ``ValueError`` when the original model does not satisfy its own target.
 
     Source: specification chapter 20.
     """
@@ -89,60 +115,97 @@ def accuracy_based_auto_calibration(
         )
     captured = capture(model, input_data, on_event=on_event)
     config = read_config(config_file, captured.layers)
-    balanced = [n for n in config.enabled() if config.layers[n].dmq_balancer_param is not None]
-    if balanced:
+    compat = resolve_compat(config_file, compat)
+    balanced = balanced_layers(config, captured.layers)
+    if balanced and compat:
         raise WrongState(
-            f"layers with a DMQ balancer cannot be searched: {', '.join(balanced)}",
+            f"with compat, layers with a DMQ balancer cannot be searched: {', '.join(balanced)}",
             where=config_file,
-            hint="remove dmq_balancer_param, or quantise without a search.",
+            hint="remove dmq_balancer_param, or create the config without compat.",
         )
     prefix = save_dir.rstrip("/")
     folder = Path(prefix).absolute().parent
     for path in (record_file, str(folder / RANKING), HISTORY):
         ensure_writable(path)
-    result = search_configuration(
-        model,
-        captured,
-        config,
-        model_evaluator,
-        strategy=strategy,
-        sensitivity=sensitivity,
-        compat=resolve_compat(config_file, compat),
-        memory_budget_mb=memory_budget_mb,
-        seed=seed,
-        on_event=on_event,
-        cancel=cancel,
-    )
-    write_ranking(str(folder / RANKING), result.ranking)
-    write_history(HISTORY, ((t.quantized, t.satisfied, t.loss) for t in result.trials))
-    if result.calibration is None:
-        _remove_models(prefix)
-        return
-    write_text(folder / FINAL_CONFIG, result.config.to_json())
-    export_result(result, record_file, prefix, input_names, output_names, dynamic_axes)
+    temporary = folder / f"temp{datetime.now(timezone(timedelta(hours=8))):%Y%m%d%H%M%S%f}"
+    try:
+        if dump_inputs:
+            temporary.mkdir(parents=True, mode=0o750)
+        result = search_configuration(
+            model,
+            captured,
+            config,
+            model_evaluator,
+            strategy=strategy,
+            sensitivity=sensitivity,
+            evaluate_backend=evaluate_backend,
+            write_ranking=write_ranking,
+            cache=None if project is None else TrialCache(project),
+            executor=executor,
+            pins=pins,
+            early=early,
+            dump_folder=temporary if dump_inputs else None,
+            calibration_data=calibration_data,
+            compat=compat,
+            memory_budget_mb=memory_budget_mb,
+            seed=seed,
+            on_event=on_event,
+            cancel=cancel,
+        )
+        _write_reports(folder, result.ranking, result.trials)
+        if result.calibration is None:
+            _remove_models(prefix)
+            return
+        temporary.mkdir(parents=True, mode=0o750, exist_ok=True)
+        export_result(
+            result, record_file, prefix, temporary, input_names, output_names, dynamic_axes
+        )
+        _write_config(folder, result.config, config_file)
+    except SearchCancelled as cancelled:
+        if cancelled.trials:
+            _write_reports(folder, cancelled.ranking, cancelled.trials)
+        if cancelled.config is not None:
+            _write_config(folder, cancelled.config, config_file)
+        raise
+    finally:
+        if not keep_temp:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_config(folder: Path, config: QuantConfig, config_file: str) -> None:
+    """The answer, with the options that the user's own config was created with."""
+    write_text(folder / FINAL_CONFIG, config.to_json())
+    write_sidecar(folder / FINAL_CONFIG, read_sidecar(config_file))
+
+
+def _write_reports(folder: Path, ranking: Mapping[str, float], trials: Sequence[Trial]) -> None:
+    if ranking:
+        write_ranking_file(str(folder / RANKING), ranking)
+    write_history(HISTORY, ((t.quantized, t.satisfied, t.loss) for t in trials))
 
 
 def export_result(
     result: SearchResult,
     record_file: str,
     prefix: str,
+    folder: Path,
     input_names: list[str] | None = None,
     output_names: list[str] | None = None,
     dynamic_axes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the accepted configuration's record and ONNX files."""
+    """Write the accepted configuration's record and ONNX files, by way of ``folder``."""
     calibration = result.calibration
     assert calibration is not None
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-        modified = str(Path(folder) / "modified.onnx")
-        save_onnx(
-            modified_onnx(calibration, input_names, output_names, dynamic_axes),
-            modified,
-            suffix=".external",
-        )
-        write_record(record_file, calibration.finalize())
-        write_sidecar(record_file, named_sidecar(calibration, calibration.captured, input_names))
-        save_model(modified, record_file, prefix)
+    modified = str(folder / "modified_model.onnx")
+    save_onnx(
+        modified_onnx(calibration, input_names, output_names, dynamic_axes),
+        modified,
+        suffix=".external",
+    )
+    write_record(record_file, calibration.finalize())
+    write_sidecar(record_file, named_sidecar(calibration, calibration.captured, input_names))
+    save_model(modified, record_file, prefix)
+    log.info("models: %s; record: %s", Path(prefix).absolute().parent, record_file)
 
 
 def _remove_models(prefix: str) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.events import CancelToken, check
@@ -68,8 +72,7 @@ class LayerInputs:
             values = []
             with torch.no_grad():
                 for x in self._kept.get(name, ()):
-                    y = layer(x).reshape(-1).float().cpu().numpy()
-                    other = twin(x).reshape(-1).float().cpu().numpy()
+                    y, other = flat(layer(x)), flat(twin(x))
                     value = float(sensitivity.compare(y, other))
                     if value != value:
                         raise WrongValue("the sensitivity is NaN", where=f"layer {name}")
@@ -79,3 +82,9 @@ class LayerInputs:
             else:
                 result[name] = sum(values) / len(values)
         return result
+
+
+def flat(output: Any) -> NDArray[np.float32]:
+    """Every tensor of an output (a recurrent layer has several) as one float32 vector."""
+    leaves = (x for x in pytree.tree_leaves(output) if isinstance(x, Tensor))
+    return np.concatenate([x.reshape(-1).float().cpu().numpy() for x in leaves])

@@ -60,8 +60,13 @@ class MSESensitivity(SensitivityBase):
         return float(np.mean(noise**2))
 
 
+class EndToEndSensitivity(CosineSimilaritySensitivity):
+    """Compares the network's outputs instead of the layer's: only this layer is quantised."""
+
+
 BY_NAME: dict[str, type[SensitivityBase]] = {
     "CosineSimilarity": CosineSimilaritySensitivity,
     "SQNR": SQNRSensitivity,
     "MSE": MSESensitivity,
+    "EndToEnd": EndToEndSensitivity,
 }
