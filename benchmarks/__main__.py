@@ -12,8 +12,16 @@ from rich.table import Table
 
 from benchmarks.harness import in_child
 
-ON_ONE_AND_TWO_THREADS = ("calibration", "similarity", "latency")
-ON_TWO_THREADS = ("observers", "ptq", "config", "memory", "search", "page")
+ON_ONE_AND_TWO_THREADS = ("calibration", "similarity", "latency", "formats")
+ON_TWO_THREADS = (
+    "observers",
+    "accuracy",
+    "ptq",
+    "config",
+    "memory",
+    "search",
+    "page",
+)
 ON_REQUEST = ("ada", "bigmodel")
 """Only when named: minutes, and for one of them gigabytes of memory and disk."""
 

@@ -99,7 +99,8 @@ def four_bits(captured: Captured, algorithm: str, iterations: int) -> QuantConfi
     config = default_config(captured.layers)
     layers = dict(config.layers)
     for name, layer in config.layers.items():
-        if layer.weight is not None and not weight_bits_obstacle(captured.layers[name], 4):
+        info = captured.layers[name]
+        if layer.weight and info.has_weight and not weight_bits_obstacle(info, 4):
             weight = dataclasses.replace(
                 layer.weight, num_bits=4, wts_algo=algorithm, num_iteration=iterations
             )
