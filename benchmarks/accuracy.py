@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.harness import Row, report, threads
 from workbench import zoo
@@ -19,6 +18,7 @@ from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.config import QuantConfig, default_config
 from workbench.engine.files.record import Record
 from workbench.engine.flows.calibration import Calibration
+from workbench.engine.flows.layer_data import LayerCall
 from workbench.engine.flows.ptq import calibrate
 from workbench.engine.graph.capture import Captured, capture
 from workbench.zoo.score import psnr, top1
@@ -33,8 +33,8 @@ class Baselines:
         self.whole: dict[str, MinMaxObserver] = {}
         self.clipped: dict[str, MinMaxObserver] = {}
 
-    def see(self, name: str, value: Tensor, *rest: Tensor) -> None:
-        values = value.detach().float().reshape(-1)
+    def see(self, name: str, call: LayerCall) -> None:
+        values = call.value.detach().float().reshape(-1)
         ends = np.percentile(values.numpy(), [100 - PERCENTILE, PERCENTILE])
         for kept, x in ((self.whole, values), (self.clipped, torch.from_numpy(ends).float())):
             kept.setdefault(name, MinMaxObserver(8, True)).update(x)

@@ -157,6 +157,62 @@ def test_equal_quants_of_one_tensor_are_merged(make_case):
     assert "b.quant" in load(case.file("deploy"))[0]
 
 
+def test_other_widths_or_scales_of_one_tensor_are_not_merged(make_case):
+    case = make_case(TwoReaders())
+    own = case.record.layers["b"]
+    # The same scale and offset, which fit in both widths, but other codes.
+    case.change("b", act_type="INT16")
+    save(case)
+    nodes, _ = load(case.file("deploy"))
+    kinds = [attributes(nodes[f"{n}.quant"])["dst_type"] for n in "ab"]
+    assert kinds == [b"INT8", b"INT16"]
+    assert [nodes[n].input[0] for n in "ab"] == ["a.quant.output0", "b.quant.output0"]
+    # One bit of the float32 scale.
+    case.change("b", act_type="INT8", scale_d=float(np.nextafter(np.float32(own.scale_d), 1)))
+    save(case)
+    assert "b.quant" in load(case.file("deploy"))[0]
+
+
+class Ends(nn.Module):
+    """Its last layer is quantised: a convolution, a Gemm, a MatMul with and without bias."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, x):
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("last", "shape"),
+    [
+        (nn.Conv2d(3, 4, 1), (2, 3, 4, 4)),
+        (nn.Linear(6, 4, bias=False), (2, 3, 6)),
+        (nn.Linear(6, 4), (2, 3, 6)),
+        (nn.Linear(6, 4), (2, 6)),
+    ],
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_a_quantised_layer_at_the_end_keeps_the_outputs_name(
+    make_case, run_onnx, last, shape, before
+):
+    case = make_case(Ends(last), shape)
+    save(case, bias_before_dequant=before)
+    makers = {}
+    for kind in ("deploy", "fake_quant", "qdq"):
+        graph = onnx.load(case.file(kind)).graph
+        assert [o.name for o in graph.output] == ["y"]
+        assert [i.name for i in graph.input] == ["x"]
+        makers[kind] = {v: n for n in graph.node for v in n.output}
+    add = len(shape) == 3 and last.bias is not None
+    assert makers["deploy"]["y"].op_type == ("Add" if add and not before else "AscendDequant")
+    if not add:
+        assert makers["deploy"]["last_output0"].name == "last"
+    simulated = DeploySimulator(case.file("deploy")).run({"x": case.inputs[0].numpy()})["y"]
+    assert np.array_equal(simulated, run_onnx(case.file("fake_quant"), case.inputs))
+
+
 def test_int4_weights_pack_and_run(make_case, run_onnx):
     case = make_case(
         nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2)),

@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from workbench.engine import create_quant_config, quantize_model, save_model
+from workbench.engine import create_quant_config, quantize_model, save_model, verify_export
 from workbench.engine.export.simulate import DeploySimulator
 from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import read_record
@@ -466,6 +466,32 @@ def test_a_float16_model(tmp_path, run_onnx):
         ours = saved.fake_quant_module(x)
     assert ours.dtype == torch.float16
     assert np.abs(ours.float().numpy() - expected).max() <= 2e-3
+
+
+class HalfSums(nn.Module):
+    """Arithmetic between the layers, which ONNX Runtime computes in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x))
+        x = x + 0.37 * self.b(x)
+        return self.head((self.c(x) * 1.7 + x).mean((2, 3)))
+
+
+def test_a_float16_network_with_sums_is_verified(tmp_path):
+    torch.manual_seed(0)
+    saved = quantise(tmp_path, HalfSums().half().eval(), random_batch((4, 8, 8)).half())
+    x = random_batch((4, 8, 8), 16).half()
+    assert all(p.ok for p in verify_export(saved.fake_quant_module, f"{tmp_path}/", [(x,)]))
+    saved.fake_quant_module.head.deq.mul_(1.02)
+    parities = verify_export(saved.fake_quant_module, f"{tmp_path}/", [(x,)])
+    assert [p.ok for p in parities] == [False, True, False]
 
 
 def test_forced_half_precision_from_config_to_file(tmp_path, run_onnx):

@@ -438,10 +438,15 @@ def test_what_protobuf_cannot_read(text: str, line: int, word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "layers", [{}, {"reused": LAYERS["reused"]}, {"version": Facts("version", "Conv2d")}]
+    ("layers", "words"),
+    [
+        ({}, "at least one Conv2d"),
+        ({"reused": LAYERS["reused"]}, "reused: "),
+        ({"version": Facts("version", "Conv2d")}, "name of a layer is 'version'"),
+    ],
 )
-def test_models_without_a_configuration(layers: dict[str, Facts]) -> None:
-    with pytest.raises(ValueError, match="model is"):
+def test_models_without_a_configuration(layers: dict[str, Facts], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         read("", layers=layers)
 
 

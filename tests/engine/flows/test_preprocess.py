@@ -363,6 +363,24 @@ def test_the_qdq_file_keeps_integer_kernels_before_a_balanced_layer(batches, fil
     )
 
 
+def test_a_balanced_float16_network_agrees_in_all_forms(files):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Flatten())
+    net.add_module("head", nn.Linear(96, 5))
+    net = net.half().eval()
+    batch = torch.randn(4, 4, 8, 8).half()
+    model = exported(net, [batch], files, {"0": 0.5, "2": 0.5, "head": 0.5})
+    job = model.calibration
+    parities = verify_export(to_fake_quant(job.folded, job.finalize()), files[3], [(batch,)])
+    assert all(p.ok for p in parities)
+    # The product with the factors is rounded to half in every form.
+    assert [p.max_abs for p in parities if p.left == "ONNX fake-quant"] == [0.0]
+    for kind in ("deploy", "fake_quant"):
+        nodes = {n.name: n for n in onnx.load(f"{files[3]}_{kind}_model.onnx").graph.node}
+        factor = nodes["2.tensor_balance_factor"].attribute[0].t
+        assert factor.data_type == onnx.TensorProto.FLOAT16
+
+
 def test_calibrate_finds_the_factors_itself(net, batches, files):
     config, _, record, _ = files
     exported(net, batches, files)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workbench.engine import create_quant_config, quantize_model, save_model
+from workbench.engine import create_quant_config, quantize_model, save_model, verify_export
 from workbench.engine.errors import WorkbenchError
+from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import read_record
 from workbench.engine.files.sidecar import read_sidecar
 
@@ -269,6 +271,16 @@ def test_bad_arguments(net, batches, files, tmp_path):
         create_quant_config(files[0], net, x, skip_layers=["stem", "body", "pool", "head"])
     with pytest.raises(ValueError, match="config_file"):
         create_quant_config("", net, x)
+    with pytest.raises(ValueError, match="255 characters; allowed: 254"):
+        create_quant_config(str(tmp_path / ("c" * 255)), net, x)
+    with pytest.raises(TypeError, match="skip_layers must hold strings only, it holds 3"):
+        create_quant_config(files[0], net, x, skip_layers=["stem", 3])
+    with pytest.raises(ValueError, match="config_defination is ''"):
+        create_quant_config(files[0], net, x, config_defination="")
+    with pytest.raises(RuntimeError, match="bare Conv2d"):
+        create_quant_config(files[0], net.stem, x)
+    with pytest.raises(TypeError, match="input_data"):
+        create_quant_config(files[0], net, None)
     with pytest.raises(RuntimeError):
         create_quant_config(files[0], net, [batches[0]])
     with pytest.raises(RuntimeError):
@@ -278,6 +290,84 @@ def test_bad_arguments(net, batches, files, tmp_path):
     with pytest.raises(FileNotFoundError, match="config"):
         quantize_model(str(tmp_path / "no.json"), files[1], files[2], net, x)
     assert not list(tmp_path.iterdir())
+
+
+class Free(nn.Module):
+    """Does with its layers what wrapping them would break (D3)."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)])
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.parts = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+    def forward(self, x, y, z, *, scale=None):
+        y = self.convs[-1](input=F.relu(self.convs[0](x))) + y
+        y = self.up(y, output_size=[12, 12])
+        z = self.parts[0](y.mean((2, 3))) * self.convs[0].weight.abs().mean() + z
+        z = self.parts[1:](z if scale is None else z * scale)
+        return {"z": z, "sum": y.sum(1)}, (z + 1,)
+
+
+def test_layers_may_be_used_freely(files):
+    torch.manual_seed(0)
+    net = Free().eval()
+
+    def batch(n):
+        tensors = torch.randn(n, 3, 6, 6), torch.randn(n, 4, 6, 6), torch.randn(n, 5)
+        return *tensors, {"scale": torch.rand(1) + 0.5}
+
+    create_quant_config(files[0], net, batch(2), batch_num=2)
+    model = quantize_model(*files[:3], net, batch(2))
+    for n in (2, 3):
+        *args, kwargs = batch(n)
+        model(*args, **kwargs)
+    # The weight that forward reads is not quantised: the product with it would change.
+    assert set(read_record(files[2]).layers) == {"convs.1", "up", "parts.0", "parts.2"}
+    save_model(*files[1:])
+    job = model.calibration
+    torch_form = to_fake_quant(job.folded, job.finalize())
+    assert all(p.ok for p in verify_export(torch_form, files[3], [batch(2), batch(5)]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"modfied_onnx_file": ""}, ValueError, "modfied_onnx_file is ''"),
+        ({"record_file": "folder/"}, ValueError, "record_file"),
+        ({"record_file": None}, TypeError, "record_file must be str"),
+        ({"model": None}, TypeError, "model must be Module"),
+        ({"input_data": []}, RuntimeError, "a list"),
+        ({"input_names": "x"}, TypeError, "input_names must be list or None"),
+        ({"input_names": [1]}, RuntimeError, "input_names must hold strings"),
+        ({"output_names": [None]}, RuntimeError, "output_names must hold strings"),
+        ({"input_names": ["a", "b"]}, RuntimeError, "2 names"),
+        ({"dynamic_axes": ["x"]}, TypeError, "dynamic_axes must be dict"),
+        ({"dynamic_axes": {"x": 0}}, RuntimeError, "dynamic_axes"),
+        ({"dynamic_axes": {"x": {-1: "n"}}}, RuntimeError, "axes >= 0"),
+        ({"dynamic_axes": {"x": [-1]}}, RuntimeError, "axes >= 0"),
+    ],
+)
+def test_bad_arguments_of_quantize_model(net, batches, files, options, error, says):
+    create_quant_config(files[0], net, (batches[0],))
+    keys = ("config_file", "modfied_onnx_file", "record_file")
+    given = {**dict(zip(keys, files, strict=False)), "model": net, "input_data": (batches[0],)}
+    with pytest.raises(error, match=says) as caught:
+        quantize_model(**{**given, **options})
+    assert isinstance(caught.value, WorkbenchError)
+    assert not any(Path(name).exists() for name in files[1:3])
+
+
+def test_models_that_an_earlier_step_made_are_refused(net, batches, files):
+    create_quant_config(files[0], net, (batches[0],))
+    made = quantize_model(*files[:3], net, (batches[0],))
+    for again in (made, nn.Sequential(made)):
+        with pytest.raises(RuntimeError, match="compression modules.*original float model"):
+            quantize_model(*files[:3], again, (batches[0],))
+    made(batches[0])
+    finished = to_fake_quant(made.calibration.folded, made.calibration.finalize())
+    with pytest.raises(RuntimeError, match="stem, body, pool, head"):
+        create_quant_config(files[0], finished, (batches[0],))
 
 
 def test_nan_weights_are_refused_by_name(net, batches, files):

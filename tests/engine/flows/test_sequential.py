@@ -183,7 +183,7 @@ def test_the_loader_may_reuse_its_tensors(net, batches):
 def test_layer_inputs_are_shown_in_batch_order(net, batches):
     shown = []
     calibration = job(
-        net, batches[0], 3, on_layer_input=lambda name, x: shown.append((name, len(x)))
+        net, batches[0], 3, on_layer_input=lambda name, call: shown.append((name, len(call.value)))
     )
     for batch in batches:
         calibration.model(batch)

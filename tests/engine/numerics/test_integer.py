@@ -67,13 +67,17 @@ def test_weight_codes_per_channel_on_any_axis() -> None:
     assert quantize_weight(weight, scale, 8, 1).tolist() == [[2, 0], [20, -128]]
 
 
-def test_the_guard_replaces_only_empty_scales_unless_compatible() -> None:
+def test_the_guard_replaces_only_empty_scales_unless_compatible(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     scale = torch.tensor([0.0, 1e-8, 0.1])
     assert guard_scale(scale).tolist() == [1.0, scale[1].item(), scale[2].item()]
     assert guard_scale(scale, compat=True).tolist() == [1.0, 1.0, scale[2].item()]
     with pytest.raises(RuntimeError):
         guard_scale(torch.tensor([float("inf")]))
+    assert not caplog.records
     assert guard_activation(0.0, 5, 8, asymmetric=True) == (1.0, -128)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
     assert guard_activation(0.0, 0, 8, asymmetric=False) == (1.0, 0)
     assert guard_activation(1e-8, 5, 16, asymmetric=True, compat=True) == (1.0, -32768)
     assert guard_activation(1e-8, 5, 16, asymmetric=True)[1] == 5

@@ -5,7 +5,7 @@ Source: specification chapter 70 section 3 (Inspect), chapter 10 sections 8 to 1
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ from workbench.engine.flows.rounding import quantized_model, tune_rounding
 from workbench.engine.flows.weights import WeightResult, calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.folding import apply_folding, plan_folding
+from workbench.engine.graph.outputs import flat_output
 from workbench.engine.graph.rnn import hidden_states, initial_state, set_joined_weight
 from workbench.engine.numerics.half import to_half_precision
 
@@ -283,13 +284,19 @@ class LayerAlone:
 
     def errors(self, quantized: QuantizedLayer) -> ErrorSums:
         """How far the quantised layer's outputs are from the float layer's, on the same inputs."""
-        module = self.module(quantized)
         sums = ErrorSums()
-        with torch.no_grad():
-            for call, output in zip(self.calls, self.outputs, strict=True):
-                check(self._cancel)
-                sums.add(output, module(*call.args, **call.kwargs))
+        for reference, given in self.pairs(quantized):
+            sums.add(reference, given)
         return sums
+
+    def pairs(self, quantized: QuantizedLayer) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batch by batch the outputs of the float and of the quantised layer, as flat vectors."""
+        module = self.module(quantized)
+        for call, output in zip(self.calls, self.outputs, strict=True):
+            check(self._cancel)
+            with torch.no_grad():
+                given = module(*call.args, **call.kwargs)
+            yield flat_output(output), flat_output(given)
 
 
 def _bytes(value: Any) -> int:

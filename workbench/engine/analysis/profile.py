@@ -17,7 +17,6 @@ from workbench.engine.algorithms.arq import to_channel_first
 from workbench.engine.analysis.histograms import LayerHistogram, histogram_of
 from workbench.engine.analysis.layer_alone import LayerAlone, QuantizedLayer
 from workbench.engine.flows.weights import balanced_weight
-from workbench.engine.graph.outputs import flat_output
 from workbench.engine.graph.rnn import from_onnx_order, joined_weight, split_weight
 
 SAMPLES = 1500
@@ -54,10 +53,7 @@ def layer_profile(
         alone.name, alone.layer, record, lambda: [c.value for c in alone.calls], bins=bins
     )
     low, high, scales = _channels(alone, quantized)
-    reference = [flat_output(output) for output in alone.outputs]
-    given = _outputs(alone, quantized)
-    edges, counts = _errors(reference, given, bins)
-    pairs = _sample(reference, given)
+    edges, counts, pairs = _outputs(alone, quantized, bins)
     return LayerProfile(
         histogram=histogram,
         channel_low=low,
@@ -69,12 +65,6 @@ def layer_profile(
         sample_float=pairs[0],
         sample_quantized=pairs[1],
     )
-
-
-def _outputs(alone: LayerAlone, quantized: QuantizedLayer) -> list[Tensor]:
-    module = alone.module(quantized)
-    with torch.no_grad():
-        return [flat_output(module(*call.args, **call.kwargs)) for call in alone.calls]
 
 
 def _channels(alone: LayerAlone, quantized: QuantizedLayer) -> tuple[Any, Any, Any]:
@@ -106,31 +96,30 @@ def _array(values: Tensor) -> NDArray[np.float64]:
     return values.float().cpu().numpy().astype(np.float64)
 
 
-def _errors(
-    reference: list[Tensor], given: list[Tensor], bins: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    differences = [b - a for a, b in zip(reference, given, strict=True)]
-    largest = max(float(d.abs().max()) if d.numel() else 0.0 for d in differences)
+def _outputs(
+    alone: LayerAlone, quantized: QuantizedLayer, bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], list[NDArray[np.float64]]]:
+    """Edges and counts of the output's error, and the sample of both outputs.
+
+    The layer runs twice, so that the outputs of one batch are in memory at a time.
+    """
+    sizes, largest = [], 0.0
+    for reference, given in alone.pairs(quantized):
+        sizes.append(reference.numel())
+        if reference.numel():
+            largest = max(largest, float((given - reference).abs().max()))
     largest = largest if largest > 0 else 1.0
-    counts = np.zeros(bins, np.int64)
-    for difference in differences:
-        found = torch.histc(difference, bins, -largest, largest)
-        counts += found.to(torch.int64).cpu().numpy()
-    return np.linspace(-largest, largest, bins + 1), counts
-
-
-def _sample(
-    reference: list[Tensor], given: list[Tensor]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    total = sum(x.numel() for x in reference)
+    total = sum(sizes)
     picked = np.linspace(0, total - 1, min(SAMPLES, total)).astype(np.int64)
-    ends = np.cumsum([x.numel() for x in reference])
-    starts = ends - np.array([x.numel() for x in reference])
-    pairs: list[NDArray[np.float64]] = []
-    for parts in (reference, given):
-        values = [
-            _array(part[torch.from_numpy(picked[(picked >= a) & (picked < b)] - a)])
-            for part, a, b in zip(parts, starts, ends, strict=True)
-        ]
-        pairs.append(np.concatenate(values))
-    return pairs[0], pairs[1]
+    counts = np.zeros(bins, np.int64)
+    samples: list[list[NDArray[np.float64]]] = [[], []]
+    begin = 0
+    for reference, given in alone.pairs(quantized):
+        found = torch.histc(given - reference, bins, -largest, largest)
+        counts += found.to(torch.int64).cpu().numpy()
+        end = begin + reference.numel()
+        here = torch.from_numpy(picked[(picked >= begin) & (picked < end)] - begin)
+        for sample, values in zip(samples, (reference, given), strict=True):
+            sample.append(_array(values.cpu()[here]))
+        begin = end
+    return np.linspace(-largest, largest, bins + 1), counts, [np.concatenate(s) for s in samples]

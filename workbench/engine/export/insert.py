@@ -123,6 +123,7 @@ def insert_quant(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None:
     )
     quant.meta["scale_d"] = layer.scale_d
     quant.meta["float16"] = layer.float16
+    quant.meta["balanced"] = bool(layer.record.tensor_balance_factor)
     insert_on_input(graph, node, 0, [quant])
 
 

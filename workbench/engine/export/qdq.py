@@ -7,7 +7,6 @@ decides is only where a tensor between two layers is rounded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
@@ -16,23 +15,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from workbench.engine.errors import WrongValue
-from workbench.engine.export.arithmetic import FloatArray, bias_codes, dequant_scale, weight_codes
-from workbench.engine.export.constants import (
-    constant_array,
-    constant_shape,
-    constant_tensor,
-    derived,
-)
-from workbench.engine.export.edits import (
-    Content,
-    Names,
-    insert_on_input,
-    make_node,
-    new_initializer,
-)
+from workbench.engine.export.constants import constant_array, constant_shape
+from workbench.engine.export.edits import Names, insert_on_input, make_node, new_initializer
 from workbench.engine.export.insert import insert_balance, remove_marks, store_gemm_untransposed
-from workbench.engine.export.plan import QuantizedNode, weight_shape
+from workbench.engine.export.plan import QuantizedNode
 from workbench.engine.export.qdq_balance import fold_balance
+from workbench.engine.export.qdq_constants import (
+    keeps_float_weight,
+    quantize_bias,
+    quantize_weight,
+)
 from workbench.engine.export.qdq_plan import KEEPS_VALUES, QdqPlan, ceil_pool, layer_grid
 from workbench.engine.files.sidecar import Sidecar
 
@@ -99,20 +91,11 @@ def build_qdq(model: ir.Model, layers: list[QuantizedNode], sidecar: Sidecar) ->
             _quantize_wide_input(graph, names, layer)
             _require_opset(model, 21)
         output_scale = balanced.get(layer.name)
-        _quantize_weight(graph, names, layer, output_scale, unsigned=weights == "uint8")
-        _quantize_bias(graph, names, layer, scales[layer.name], output_scale)
+        quantize_weight(graph, names, layer, output_scale, unsigned=weights == "uint8")
+        quantize_bias(graph, names, layer, scales[layer.name], output_scale)
     RemoveUnusedNodesPass()(model)
     remove_marks(graph)
     return model
-
-
-def keeps_float_weight(layer: QuantizedNode) -> bool:
-    """A grouped transposed convolution with channel-wise scales.
-
-    Its scales lie along two axes at once, which DequantizeLinear cannot say, so the weight stays in
-    float (rounded to its grid already); no runtime has an integer kernel for it anyway.
-    """
-    return layer.kind == "ConvTranspose" and layer.groups > 1 and layer.scale_w.size > 1
 
 
 def pool_spatial_means(graph: ir.Graph, names: Names) -> None:
@@ -327,102 +310,3 @@ def _quantize_wide_input(graph: ir.Graph, names: Names, layer: QuantizedNode) ->
 def _require_opset(model: ir.Model, version: int) -> None:
     model.opset_imports[""] = max(model.opset_imports.get("", 0), version)
     model.ir_version = max(model.ir_version or 0, 10)
-
-
-def _quantize_weight(
-    graph: ir.Graph,
-    names: Names,
-    layer: QuantizedNode,
-    output_scale: FloatArray | None,
-    *,
-    unsigned: bool,
-) -> None:
-    """8-bit codes behind a DequantizeLinear, per channel where the record is.
-
-    ``output_scale`` multiplies the output channels: the codes stay, their scales take it.
-    """
-    if layer.weight is None or keeps_float_weight(layer):
-        return
-    axis = layer.output_axis
-    stored = constant_tensor(layer.weight)
-    assert stored is not None
-    node, index = layer.node, 1
-    if layer.stored_transposed:
-        transpose = layer.node.inputs[1].producer() if layer.node.inputs[1] is not None else None
-        assert transpose is not None
-        node, index = transpose, 0
-    middle = 128 if unsigned else 0
-    dtype = np.uint8 if unsigned else np.int8
-
-    def codes(weight: NDArray[np.generic]) -> NDArray[np.generic]:
-        made = weight_codes(weight, layer.scale_w, layer.wts_bits, axis=axis, groups=layer.groups)
-        made += np.float32(middle)
-        return made.astype(dtype)
-
-    kind = ir.DataType.UINT8 if unsigned else ir.DataType.INT8
-    content = derived(stored, codes, weight_shape(layer), kind)
-    scale: FloatArray = layer.scale_w if output_scale is None else layer.scale_w * output_scale
-    per_channel = scale.size > 1
-    scale = scale if per_channel else scale.reshape(())
-    zero = np.full(scale.shape, middle, dtype)
-    _dequantized_constant(graph, names, node, index, content, scale, zero, axis, per_channel)
-
-
-def _quantize_bias(
-    graph: ir.Graph,
-    names: Names,
-    layer: QuantizedNode,
-    scale_d: float,
-    output_scale: FloatArray | None,
-) -> None:
-    """int32 codes with scale ``scale_d * scale_w``; the bias of a MatMul stays a float Add."""
-    if layer.bias is None or layer.bias_add is not None or layer.act_bits != 8:
-        return
-    if layer.kind == "ConvTranspose":
-        return
-    stored = constant_array(layer.bias)
-    assert stored is not None
-    codes = bias_codes(stored, scale_d, layer.scale_w, layer=layer.name).reshape(-1)
-    scale = dequant_scale(scale_d, layer.scale_w)
-    if output_scale is not None:
-        scale = scale * output_scale
-    per_channel = scale.size > 1
-    if not per_channel:
-        scale = scale.reshape(())
-    zero = np.zeros(scale.shape, np.int32)
-    _dequantized_constant(graph, names, layer.node, 2, codes, scale, zero, 0, per_channel)
-
-
-def _dequantized_constant(
-    graph: ir.Graph,
-    names: Names,
-    node: ir.Node,
-    index: int,
-    codes: Content,
-    scale: NDArray[np.generic],
-    zero: NDArray[np.generic],
-    axis: int,
-    per_channel: bool,
-) -> None:
-    old = node.inputs[index]
-    assert old is not None
-    base = str(old.name)
-    stored = new_initializer(graph, codes, names.value(f"{base}_quantized"))
-    step = new_initializer(graph, scale, names.value(f"{base}_scale"))
-    origin = new_initializer(graph, zero, names.value(f"{base}_zero_point"))
-    attributes: Mapping[str, ir.Attr] = {"axis": ir.AttrInt64("axis", axis)} if per_channel else {}
-    dequantize = make_node(
-        "DequantizeLinear",
-        [stored, step, origin],
-        names.node(f"{base}_DequantizeLinear"),
-        names.value(f"{base}_dequantized"),
-        attributes,
-        like=old,
-    )
-    insert_on_input(graph, node, index, [dequantize])
-    if not old.uses() and not old.is_graph_output():
-        producer = old.producer()
-        if producer is not None:
-            graph.remove(producer, safe=True)
-        elif old.name is not None and old.name in graph.initializers:
-            graph.initializers.pop(old.name)

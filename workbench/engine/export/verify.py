@@ -33,6 +33,12 @@ ALLOWED_SNR_DB = 60.0
 border then takes the neighbouring code, and the difference spreads. Against torch a pair passes as
 well when all of its difference is this far below the output: a hundredth of what INT8 costs."""
 
+ALLOWED_HALF_SNR_DB = 40.0
+"""For every pair where the outputs are float16. There a step is less than the last bit of an
+output, and ONNX Runtime computes what lies between the layers in float32, rounding less often than
+torch does: codes at a border move (47 to 67 dB in small networks). A scale on the main path that is
+2 % off gives 35 dB."""
+
 TORCH, ONNX, DEPLOY = "torch fake-quant", "ONNX fake-quant", "deploy (integer simulation)"
 
 Array = NDArray[Any]
@@ -71,6 +77,7 @@ class _Pair:
     noise: float = 0.0
     worst: int | None = None
     finite: bool = True
+    half: bool = False
 
     def add(self, batch: int, left: Sequence[Array], right: Sequence[Array]) -> None:
         for a, b in zip(left, right, strict=True):
@@ -80,6 +87,7 @@ class _Pair:
                 )
             difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
             self.finite &= bool(np.isfinite(difference).all())
+            self.half |= a.dtype == np.float16
             largest = float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0))
             beyond = int((~(difference <= self.step)).sum())
             if beyond and (self.worst is None or largest > self.max_abs):
@@ -104,8 +112,11 @@ class _Pair:
     def ok(self) -> bool:
         if not self.finite:
             return False
-        same = self.share <= ALLOWED_SHARE
-        return same or (self.left == TORCH and self.snr_db >= ALLOWED_SNR_DB)
+        if self.share <= ALLOWED_SHARE:
+            return True
+        if self.half:
+            return self.snr_db >= ALLOWED_HALF_SNR_DB
+        return self.left == TORCH and self.snr_db >= ALLOWED_SNR_DB
 
 
 @dataclass

@@ -133,15 +133,14 @@ def model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
     """Why a model as such cannot have a configuration."""
     eligible = [name for name, layer in layers.items() if layer.eligible]
     problems = [
-        Problem("", "model", f"a layer named {name!r}", "any other name; that one is a global key")
+        Problem("", "the name of a layer", repr(name), "any but the global keys of the file")
         for name in eligible
         if name in GLOBAL_KEYS
     ]
     if not eligible:
         reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in layers.items())
-        problems.append(
-            Problem("", "model", "without a layer that can be quantised", reasons or "none found")
-        )
+        allowed = f"at least one {', '.join(TYPE_RULES)}" + (f"; {reasons}" if reasons else "")
+        problems.append(Problem("", "model", "without a layer that can be quantised", allowed))
     return problems
 
 
@@ -242,7 +241,7 @@ class Reader:
             self._add(name, key, value[key], _DMQ.allowed, is_type=True)
             return None
         if layer is not None and layer.eligible and not rules_for(layer).dmq:
-            self._add(name, key, value[key], f"nothing; {layer.type} has no channels to balance")
+            self._add(name, key, value[key], f"nothing; a {layer.type} cannot be balanced")
         checked: float | None = self._check(name, key, value[key], _DMQ)
         return checked
 

@@ -1,8 +1,9 @@
-"""The two files a search leaves for people: ranking and history (chapter 20 section 7)."""
+"""The files a search leaves for people: ranking, history (chapter 20 section 7), Pareto points."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +18,15 @@ def dumps(value: Any) -> str:
 def write_ranking(path: str, ranking: Mapping[str, float]) -> None:
     """Pairs ``[layer, value]``, most sensitive first (section 7.1)."""
     write_text(path, dumps([[name, float(value)] for name, value in ranking.items()]))
+
+
+def write_pareto(path: str, objective: str, unit: str, points: Iterable[Mapping[str, Any]]) -> None:
+    """Points of a search for the Pareto front; ours alone. Losses that are infinite are null."""
+    finite = [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in point.items()}
+        for point in points
+    ]
+    write_text(path, dumps({"objective": objective, "unit": unit, "points": finite}))
 
 
 def write_history(path: str, entries: Iterable[tuple[Mapping[str, bool], bool, float]]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from workbench.engine.errors import WrongState, WrongType, WrongValue
+
+_LONGEST_NAME = 254
 
 
 def check_type(
@@ -28,10 +31,26 @@ def check_model(function: str, model: Any) -> None:
 
 
 def check_path(function: str, argument: str, value: Any) -> None:
-    """A file name: a non-empty string that does not end in a slash."""
+    """A file name: a non-empty string that does not end in a slash, at most 254 characters long."""
     check_type(function, argument, value, str)
     if not value or value.endswith("/"):
         raise WrongValue(f"{argument} is {value!r}; it must name a file", where=f"{function}()")
+    if len(Path(value).name) > _LONGEST_NAME:
+        raise WrongValue(
+            f"{argument}: the file name has {len(Path(value).name)} characters; "
+            f"allowed: {_LONGEST_NAME}",
+            where=f"{function}()",
+        )
+
+
+def check_names(function: str, argument: str, names: Any) -> None:
+    """A list of strings, or None."""
+    check_type(function, argument, names, list, optional=True)
+    for name in names or ():
+        if not isinstance(name, str):
+            raise WrongType(
+                f"{argument} must hold strings only, it holds {name!r}", where=f"{function}()"
+            )
 
 
 def check_onnx_names(function: str, input_names: Any, output_names: Any, dynamic_axes: Any) -> None:

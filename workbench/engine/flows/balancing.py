@@ -92,6 +92,7 @@ class Balancing:
 
         object.__setattr__(self.model, "forward", balancing_forward)
         object.__setattr__(self.model, "balancing", self)
+        object.__setattr__(self.model, "workbench_wrapper", True)  # no model to start a flow from
 
     def _before(self, name: str) -> Callable[..., None]:
         axis = channel_axis(self.captured.layers[name].type)

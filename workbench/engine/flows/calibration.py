@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from workbench.engine.algorithms.activation_scale import ActivationScale
 from workbench.engine.algorithms.dmq import inverse_balance
-from workbench.engine.algorithms.observer import Observer, make_observer
 from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
-from workbench.engine.files.config import LayerConfig, QuantConfig, require_enabled
+from workbench.engine.files.config import QuantConfig, require_enabled
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.balancing import Factors, layer_input, needed_factors, replace_input
-from workbench.engine.flows.layer_data import Batch
+from workbench.engine.flows.layer_data import Batch, LayerCall
+from workbench.engine.flows.observing import KEPT_PER_LAYER, Observers
 from workbench.engine.flows.ranges import RangeRecorder, TapWatch
 from workbench.engine.flows.rnn import HiddenStates
 from workbench.engine.flows.rounding import tune_rounding
@@ -32,31 +31,15 @@ from workbench.engine.flows.weights import calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
 from workbench.engine.graph.rnn import set_joined_weight
-from workbench.engine.graph.sources import input_names, input_shapes, input_sources
-from workbench.engine.numerics.half import to_half_precision
-from workbench.engine.numerics.integer import fake_quantize_activation
+from workbench.engine.graph.sources import input_names, input_shapes
 
 log = logging.getLogger("workbench.engine.flows.calibration")
 
-_KEPT_PER_LAYER = 2**18
-
-OnLayerInput = Callable[[str, Tensor], None]
-"""Called with a layer's name and its input (not balanced), for each batch that counts."""
+OnLayerInput = Callable[[str, LayerCall], None]
+"""Called with a layer's name and its call (not balanced), for each batch that counts."""
 
 _INVERSE = "workbench_inverse_balance"
 """Buffer of a balanced layer of the calibration model: ``1 / tensor_balance_factor``."""
-
-
-@dataclass
-class _Group:
-    """Layers that read the same tensor with the same settings share one observer."""
-
-    layers: list[str]
-    settings: LayerConfig
-    observer: Observer | None
-    batches: int = 0
-    result: ActivationScale | None = None
-    seen_by: set[str] = field(default_factory=set)
 
 
 class Calibration:
@@ -141,40 +124,26 @@ class Calibration:
         self._record: Record | None = None
         self._sequential = sequential
         self._watches: list[TapWatch] = []
-        self._groups = self._make_groups(memory_budget_mb, sample_limit)
-        self._hidden = HiddenStates(
-            captured.layers,
+        budget = memory_budget_mb * 2**20
+        names = tuple(weights.records)
+        self._observers = Observers(
+            captured,
             config,
-            byte_budget=min(_KEPT_PER_LAYER, memory_budget_mb * 2**20 // len(self._groups)),
+            names,
+            # A balanced layer quantises a tensor of its own; in sequence each layer has its turn.
+            alone=names if sequential else self.balance,
+            byte_budget=budget,
             sample_limit=sample_limit,
             compat=compat,
         )
-        self.model = self._make_model(memory_budget_mb * 2**20)
-
-    def _make_groups(self, budget_mb: int, sample_limit: int | None) -> dict[str, _Group]:
-        sources = input_sources(self.captured)
-        members: dict[tuple[str, Any], list[str]] = {}
-        for name in self._weight_records:
-            settings = self.config.layers[name]
-            # A balanced layer quantises a tensor of its own; in sequence each layer has its turn.
-            alone = name in self.balance or self._sequential
-            source = name if alone else sources.get(name, name)
-            members.setdefault((source, settings.activation), []).append(name)
-        # Beyond this much a layer is counted in bins, which is faster than keeping its values.
-        share = min(_KEPT_PER_LAYER, budget_mb * 2**20 // max(1, len(members)))
-        groups: dict[str, _Group] = {}
-        for layers in members.values():
-            settings = self.config.layers[layers[0]]
-            observer = make_observer(
-                settings.activation,
-                self.config.asymmetric(layers[0]),
-                byte_budget=share,
-                sample_limit=sample_limit,
-                compat=self.compat,
-            )
-            group = _Group(layers, settings, observer)
-            groups.update(dict.fromkeys(layers, group))
-        return groups
+        self._hidden = HiddenStates(
+            captured.layers,
+            config,
+            byte_budget=min(KEPT_PER_LAYER, budget // len(names)),
+            sample_limit=sample_limit,
+            compat=compat,
+        )
+        self.model = self._make_model(budget)
 
     def _make_model(self, byte_budget: int) -> nn.Module:
         model = copy_model(self.folded)
@@ -220,6 +189,7 @@ class Calibration:
         # the user's own code looks at stay as they are (D3).
         object.__setattr__(model, "forward", calibrating_forward)
         object.__setattr__(model, "calibration", self)
+        object.__setattr__(model, "workbench_wrapper", True)  # no model to start a flow from
         return model
 
     def watched(self, model: nn.Module, meet: MeetLayer) -> Callable[..., Any]:
@@ -238,25 +208,19 @@ class Calibration:
 
         return run
 
-    def calibrate_layer(self, name: str, inputs: list[tuple[Tensor, Tensor]]) -> None:
-        """Find a layer's scale from its inputs, each as given and balanced; only the first time."""
-        group = self._groups[name]
-        if group.observer is None:
+    def calibrate_layer(self, name: str, inputs: list[tuple[LayerCall, Tensor]]) -> None:
+        """Find a layer's scale from its calls and balanced inputs; only the first time."""
+        if self._observers.is_settled(name):
             return
-        for given, value in inputs:
-            self._see_layer(name, given, value)
-        group.result = group.observer.result()
-        group.observer = None
-        done = sum(other.result is not None for other in self._groups.values())
-        emit(self._on_event, Progress("sequential calibration", done, len(self._groups)))
+        for call, value in inputs:
+            self._see_layer(name, call, value)
+        self._observers.scale(name)
+        done = self._observers.settled
+        emit(self._on_event, Progress("sequential calibration", done, len(self._weight_records)))
 
     def quantized(self, name: str, value: Tensor) -> Tensor:
         """A layer's balanced input, moved to the grid that was found for it."""
-        group = self._groups[name]
-        assert group.result is not None
-        bits = group.settings.activation.num_bits
-        quantized = fake_quantize_activation(value, self._scale(group), group.result.offset, bits)
-        return quantized.to(value.dtype)
+        return self._observers.quantized(name, value)
 
     def _see_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         names = self._input_names
@@ -299,49 +263,27 @@ class Calibration:
                 if name in self.balance:
                     value = given * module.get_buffer(_INVERSE)
                 if meet is not None:
-                    value = meet(name, given, value)
+                    value = meet(name, LayerCall(given, args, kwargs), value)
             return None if value is given else replace_input(args, kwargs, value)
 
         return before
 
-    def _see_layer(self, name: str, given: Tensor, value: Tensor) -> Tensor:
-        """Observe ``value``, the balanced form of a layer's input ``given``; returns ``value``."""
-        group = self._groups[name]
-        if group.result is not None:
-            return value
-        if self._on_layer_input is not None:
-            self._on_layer_input(name, given)
-        self._observe(name, value)
+    def _see_layer(self, name: str, call: LayerCall, value: Tensor) -> Tensor:
+        """Observe ``value``, the balanced input of a layer's ``call``; returns ``value``."""
+        if self._observers.counts(name):
+            if self._on_layer_input is not None:
+                self._on_layer_input(name, call)
+            self._observers.see(name, value)
         return value
-
-    def _observe(self, name: str, value: Tensor) -> None:
-        group = self._groups[name]
-        group.seen_by.add(name)
-        if name != group.layers[0]:
-            return
-        assert group.observer is not None
-        try:
-            group.observer.update(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise type(error)(f"layer {name}, batch {group.batches + 1}: {error}") from error
-        group.batches += 1
 
     def _after(self, name: str) -> Callable[..., None]:
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if self.is_done:
                 return
-            group = self._groups[name]
             with torch._C.DisableTorchFunction():
                 if isinstance(output, Tensor):
                     self._recorder.see(name, output)
-                if (
-                    name == group.layers[0]
-                    and group.observer is not None
-                    and group.batches == self.config.batch_num
-                ):
-                    # Found as soon as the last batch is in, so that what was kept of it can go.
-                    group.result = group.observer.result()
-                    group.observer = None
+                self._observers.settle(name)
 
         return after
 
@@ -353,16 +295,20 @@ class Calibration:
             self._on_event,
             Progress("calibration", min(self._batch, self.config.batch_num), self.config.batch_num),
         )
-        if not self.missing() and self._batch >= self.config.batch_num:
+        missing = self.missing()
+        if not missing and self._batch >= self.config.batch_num:
             self._close()
+        elif self._batch == self.config.batch_num:
+            notice = f"more batches are needed; so far {self._listed(missing)}"
+            log.warning(notice)
+            emit(self._on_event, Notice(notice))
 
     def missing(self) -> dict[str, int]:
         """Layers that have seen fewer than ``batch_num`` batches, with the number seen."""
-        return {
-            name: group.batches
-            for name, group in self._groups.items()
-            if not self.is_done and group.batches < self.config.batch_num
-        }
+        return {} if self.is_done else self._observers.missing()
+
+    def _listed(self, missing: Mapping[str, int]) -> str:
+        return ", ".join(f"{n} ({seen} of {self.config.batch_num})" for n, seen in missing.items())
 
     @property
     def is_done(self) -> bool:
@@ -371,27 +317,16 @@ class Calibration:
     def _close(self) -> None:
         layers: dict[str, LayerRecord] = {}
         for name, record in self._weight_records.items():
-            group = self._groups[name]
-            if group.result is None:
-                assert group.observer is not None
-                group.result = group.observer.result()
-                group.observer = None
+            found = self._observers.scale(name)
             layers[name] = replace(
                 self._hidden.complete(name, record),
-                scale_d=self._scale(group),
-                offset_d=group.result.offset,
-                act_type=f"INT{group.settings.activation.num_bits}",
+                scale_d=found.scale,
+                offset_d=found.offset,
+                act_type=f"INT{self._observers.bits(name)}",
             )
         self._record = Record(layers=layers)
         if self._on_finished is not None:
             self._on_finished(self._record)
-
-    def _scale(self, group: _Group) -> float:
-        assert group.result is not None
-        scale = group.result.scale
-        if self.config.fakequant_precision_mode == "FORCE_FP16_QUANT":
-            scale = to_half_precision(scale)
-        return scale
 
     def finalize(self, *, allow_fewer: bool = False) -> Record:
         """The finished record.
@@ -402,11 +337,8 @@ class Calibration:
         if self._record is None:
             missing = self.missing()
             if self._broken or not (allow_fewer and all(missing.values())):
-                listed = ", ".join(
-                    f"{name} ({n} of {self.config.batch_num})" for name, n in missing.items()
-                )
                 raise WrongState(
-                    f"calibration is incomplete; batches seen: {listed}",
+                    f"calibration is incomplete; batches seen: {self._listed(missing)}",
                     where="calibration",
                     hint="run the calibration model on more batches, or lower batch_num.",
                 )

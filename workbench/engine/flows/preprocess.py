@@ -20,8 +20,6 @@ from workbench.engine.flows.balancing import Balancing
 from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.graph.capture import capture
 
-_LONGEST_NAME = 254
-
 
 def quantize_preprocess(
     config_file: str,
@@ -51,12 +49,6 @@ def quantize_preprocess(
     function = "quantize_preprocess"
     for argument, path in (("config_file", config_file), ("record_file", record_file)):
         check_path(function, argument, path)
-        if len(Path(path).name) > _LONGEST_NAME:
-            raise WrongValue(
-                f"{argument}: the file name has {len(Path(path).name)} characters; "
-                f"allowed: {_LONGEST_NAME}",
-                where=f"{function}()",
-            )
     check_model(function, model)
     check_type(function, "batches", batches, int)
     if batches < 1:

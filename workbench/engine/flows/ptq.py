@@ -29,7 +29,13 @@ from workbench.engine.files.config import (
 from workbench.engine.files.record import Record, read_record, write_record
 from workbench.engine.files.sidecar import Sidecar, read_sidecar, write_sidecar
 from workbench.engine.files.text_config import load_text_config, resolve_text_config
-from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
+from workbench.engine.flows.arguments import (
+    check_model,
+    check_names,
+    check_onnx_names,
+    check_path,
+    check_type,
+)
 from workbench.engine.flows.balancing import Factors, balanced_layers, factors_of, find_balance
 from workbench.engine.flows.calibration import Calibration
 from workbench.engine.flows.layer_data import Batch
@@ -72,10 +78,11 @@ def create_quant_config(
     function = "create_quant_config"
     check_path(function, "config_file", config_file)
     check_model(function, model)
-    check_type(function, "skip_layers", skip_layers, list, optional=True)
+    check_names(function, "skip_layers", skip_layers)
     check_type(function, "batch_num", batch_num, int)
     check_type(function, "activation_offset", activation_offset, bool)
-    check_type(function, "config_defination", config_defination, str, optional=True)
+    if config_defination is not None:
+        check_path(function, "config_defination", config_defination)
     check_type(function, "channel_wise_linear", channel_wise_linear, bool)
     text = None if config_defination is None else load_text_config(config_defination)
     if text is not None and skip_layers:

@@ -62,7 +62,8 @@ def tune_rounding(
 
     Errors: ``WrongState`` for a loss that is not finite, naming the layer, and without batches.
     """
-    names = sorted(learned_layers(config), key=lambda name: captured.layers[name].order)
+    learned = [name for name in learned_layers(config) if name in weights.weights]
+    names = sorted(learned, key=lambda name: captured.layers[name].order)
     if not names:
         return {}
     data = list(batches)

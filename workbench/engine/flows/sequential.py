@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from workbench.engine.errors import WrongState
 from workbench.engine.events import CancelToken, check
+from workbench.engine.flows.layer_data import LayerCall
 from workbench.engine.graph.capture import Captured
 from workbench.engine.graph.copying import copy_model
 
@@ -29,8 +30,8 @@ Meet = Callable[[str, list[tuple[int, Any]]], None]
 """Called once for a place, with the runs that wait there in order and what each brings."""
 
 
-MeetLayer = Callable[[str, Tensor, Tensor], Tensor]
-"""Gets a layer's name, its input as given and balanced; returns what the layer computes on."""
+MeetLayer = Callable[[str, LayerCall, Tensor], Tensor]
+"""Gets a layer's name, its call and its balanced input; returns what the layer computes on."""
 
 
 class _Abandoned(BaseException):
@@ -125,7 +126,7 @@ class SequentialJob(Protocol):
 
     def hook_inputs(self, model: nn.Module, meet: MeetLayer | None) -> list[RemovableHandle]: ...
     def watched(self, model: nn.Module, meet: MeetLayer) -> Callable[..., Any]: ...
-    def calibrate_layer(self, name: str, inputs: list[tuple[Tensor, Tensor]]) -> None: ...
+    def calibrate_layer(self, name: str, inputs: list[tuple[LayerCall, Tensor]]) -> None: ...
     def quantized(self, name: str, value: Tensor) -> Tensor: ...
 
 
@@ -227,8 +228,8 @@ class InSequence:
         self, model: nn.Module, batch: tuple[tuple[Any, ...], dict[str, Any]], mode: Any
     ) -> Callable[[Arrive], Any]:
         def go(arrive: Arrive) -> Any:
-            def meet(name: str, given: Tensor, value: Tensor) -> Tensor:
-                arrive(name, (given, value))
+            def meet(name: str, call: LayerCall, value: Tensor) -> Tensor:
+                arrive(name, (call, value))
                 return self._job.quantized(name, value)
 
             with mode():

@@ -102,8 +102,7 @@ def guard_activation(
     """``guard_scale`` for one activation: a replaced scale comes with the lowest offset."""
     guarded = float(guard_scale(torch.tensor(scale, dtype=torch.float32), compat=compat))
     if guarded == 1.0 and scale < FLT_EPSILON:
-        if scale > 0.0:
-            logger.warning("an activation spans only %g steps of float32; scale set to 1", scale)
+        logger.warning("an activation is zero everywhere (scale %g): its scale is set to 1", scale)
         offset = int_range(bits)[0] if asymmetric else 0
     return guarded, offset
 

@@ -23,6 +23,7 @@ from workbench.engine.search.cache import TrialCache
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.judging import SearchStrategy, Trial
 from workbench.engine.search.models import from_calibration
+from workbench.engine.search.pareto import TRIALS, ParetoStrategy, search_pareto
 from workbench.engine.search.result import SearchCancelled, SearchResult
 from workbench.engine.search.sensitivity import SensitivityBase
 from workbench.engine.search.setup import Pins, SearchSetup
@@ -41,6 +42,8 @@ def search_configuration(
     *,
     strategy: Strategy = "BinarySearch",
     sensitivity: str | SensitivityBase = "CosineSimilarity",
+    objective: str = "size",
+    pareto_trials: int = TRIALS,
     evaluate_backend: str = "torch",
     write_ranking: str = "always",
     cache: TrialCache | None = None,
@@ -67,6 +70,10 @@ def search_configuration(
     ``evaluate_samples``, ``sample_count`` and ``max_loss``. ``calibration_data``: more batches for
     learning the rounding of weights than the captured example.
 
+    ``strategy`` 'Pareto' looks at ``pareto_trials`` configurations in which layers also differ in
+    weight bits and activation algorithm; the result has the metric against ``objective`` ('size',
+    'bops' or 'latency'), and the accepted configuration is the cheapest that satisfies.
+
     Errors: ``ValueError`` when the original does not satisfy against itself; ``TypeError`` for a
     ``metric_eval`` result that is no pair of bool and number; ``SearchCancelled``.
     """
@@ -90,14 +97,16 @@ def search_configuration(
         on_event=on_event,
         cancel=cancel,
     )
-    chosen = resolve_strategy(strategy)
+    chosen = resolve_strategy(strategy, objective=objective, pareto_trials=pareto_trials)
+    if isinstance(chosen, ParetoStrategy):
+        return search_pareto(setup, chosen)
     judge = TrialJudge(setup)
     try:
         return _search(setup, judge, chosen, rank_always=write_ranking == "always")
     except Cancelled as error:
         best = smallest_passing(judge.history)
         accepted = None if best is None else _with(setup, judge, best.float_layers)
-        trials, ranking = tuple(judge.history), _ranking(judge)
+        trials, ranking = tuple(judge.history), judge.statistics.sorted_ranking(judge.layers)
         raise SearchCancelled(str(error), accepted, trials, ranking) from error
 
 
@@ -129,7 +138,7 @@ def _search(
             _with(setup, judge, floats),
             calibration,
             tuple(judge.history),
-            _ranking(judge),
+            judge.statistics.sorted_ranking(judge.layers),
             judge.original,
             first.metric,
             metric,
@@ -163,15 +172,6 @@ def _with(
     return setup.config.with_enabled(
         {name: name not in off for name in (*judge.layers, *judge.statistics.never_run)}
     )
-
-
-def _ranking(judge: TrialJudge) -> dict[str, float]:
-    """Values as the sensitivity gives them, most sensitive first; empty when not needed."""
-    statistics = judge.statistics
-    if not statistics.ranked:
-        return {}
-    values = statistics.ranking(judge.layers)
-    return {name: values[name] for name in sorted(values, key=statistics.sensitive_first)}
 
 
 def smallest_passing(trials: Sequence[Trial]) -> Trial | None:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.engine.flows.layer_data import LayerCall
+
 _INDEX = {torch.float32: 0, torch.float64: 1, torch.int32: 2, torch.float16: 3}
 
 
@@ -26,11 +28,11 @@ class InputDump:
         self._folder, self._batches = folder, batches
         self._count: Counter[str] = Counter()
 
-    def see(self, name: str, value: Tensor) -> None:
+    def see(self, name: str, call: LayerCall) -> None:
         if self._count[name] >= self._batches:
             return
         self._count[name] += 1
-        data = value.detach().cpu().contiguous()
+        data = call.value.detach().cpu().contiguous()
         if data.dtype not in _INDEX:
             data = data.float()
         head = np.array([_INDEX[data.dtype], data.dim(), *data.shape], "<f4")

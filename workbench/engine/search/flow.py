@@ -18,7 +18,7 @@ from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.export.save import output_paths, save_model
 from workbench.engine.files.atomic import ensure_writable, write_text
 from workbench.engine.files.config import QuantConfig, read_config
-from workbench.engine.files.history import write_history
+from workbench.engine.files.history import write_history, write_pareto
 from workbench.engine.files.history import write_ranking as write_ranking_file
 from workbench.engine.files.record import write_record
 from workbench.engine.files.sidecar import read_sidecar, write_sidecar
@@ -29,8 +29,11 @@ from workbench.engine.flows.ptq import modified_onnx, named_sidecar, resolve_com
 from workbench.engine.graph.capture import capture
 from workbench.engine.search.auto_calibration import search_configuration
 from workbench.engine.search.cache import TrialCache
+from workbench.engine.search.costs import OBJECTIVES
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
-from workbench.engine.search.judging import Trial
+from workbench.engine.search.judgement import number_of
+from workbench.engine.search.judging import ParetoPoint, Trial
+from workbench.engine.search.pareto import TRIALS
 from workbench.engine.search.result import SearchCancelled, SearchResult
 from workbench.engine.search.sensitivity import SensitivityBase
 from workbench.engine.search.setup import Pins
@@ -40,6 +43,7 @@ log = logging.getLogger("workbench.engine.search")
 
 RANKING = "accuracy_based_auto_calibration_ranking_information.json"
 FINAL_CONFIG = "accuracy_based_auto_calibration_final_config.json"
+PARETO_POINTS = "accuracy_based_auto_calibration_pareto.json"
 HISTORY = "amct_log/accuracy_based_auto_calibration_record.json"
 
 
@@ -56,6 +60,8 @@ def accuracy_based_auto_calibration(
     strategy: Strategy = "BinarySearch",
     sensitivity: str | SensitivityBase = "CosineSimilarity",
     *,
+    objective: str = "size",
+    pareto_trials: int = TRIALS,
     evaluate_backend: str = "torch",
     write_ranking: str = "always",
     dump_inputs: bool = False,
@@ -78,14 +84,15 @@ def accuracy_based_auto_calibration(
     Beside the models stand the ranking and the final config; the history goes to ``./amct_log``.
     When every layer had to stay float, no model is left and earlier ones of this prefix go.
 
-    ``strategy``: 'BinarySearch', 'BinarySearchVerified', 'Greedy', 'Recover' or an object (see
-    ``search.strategies``); ``sensitivity``: 'CosineSimilarity', 'SQNR', 'MSE', 'EndToEnd' or an
-    object. ``evaluate_backend`` 'onnx' evaluates the fake-quant file in ONNX Runtime instead of a
-    torch module. ``write_ranking`` 'needed' skips the ranking when nothing has to be searched.
+    ``strategy``: 'BinarySearch', 'BinarySearchVerified', 'Greedy', 'Recover', 'Pareto' (which
+    leaves a file of its points, too) or an object (see ``search.strategies``); ``sensitivity``:
+    'CosineSimilarity', 'SQNR', 'MSE', 'EndToEnd' or an object. ``evaluate_backend`` 'onnx'
+    evaluates the fake-quant file in ONNX Runtime instead of a torch module. ``write_ranking``
+    'needed' skips the ranking when nothing has to be searched.
     ``dump_inputs`` writes each layer's inputs to ``temp…`` beside the models, which goes at the end
     unless ``keep_temp``. ``project``, a folder, keeps every trial: a search that was stopped or
-    killed goes on where it was. ``executor``, ``pins``, ``early`` and
-    ``calibration_data``: see ``search_configuration``.
+    killed goes on where it was. ``objective``, ``pareto_trials``, ``executor``,
+    ``pins``, ``early`` and ``calibration_data``: see ``search_configuration``.
     A cancelled search leaves ranking, history and, when some configuration has passed, its config.
 
     Errors: ``TypeError`` for wrong argument types; ``RuntimeError`` for an unknown strategy,
@@ -103,7 +110,7 @@ def accuracy_based_auto_calibration(
     ):
         check_type(function, argument, value, str)
     check_onnx_names(function, input_names, output_names, dynamic_axes)
-    resolve_strategy(strategy)
+    resolve_strategy(strategy, objective=objective, pareto_trials=pareto_trials)
     resolve_sensitivity(sensitivity)
     if not Path(config_file).is_file():
         raise WrongState(f"{config_file} does not exist", where=f"{function}() config_file")
@@ -138,6 +145,8 @@ def accuracy_based_auto_calibration(
             model_evaluator,
             strategy=strategy,
             sensitivity=sensitivity,
+            objective=objective,
+            pareto_trials=pareto_trials,
             evaluate_backend=evaluate_backend,
             write_ranking=write_ranking,
             cache=None if project is None else TrialCache(project),
@@ -153,6 +162,8 @@ def accuracy_based_auto_calibration(
             cancel=cancel,
         )
         _write_reports(folder, result.ranking, result.trials)
+        if result.pareto:
+            _write_points(folder, result.objective, result.pareto)
         if result.calibration is None:
             _remove_models(prefix)
             return
@@ -164,6 +175,8 @@ def accuracy_based_auto_calibration(
     except SearchCancelled as cancelled:
         if cancelled.trials:
             _write_reports(folder, cancelled.ranking, cancelled.trials)
+        if cancelled.pareto:
+            _write_points(folder, cancelled.objective, cancelled.pareto)
         if cancelled.config is not None:
             _write_config(folder, cancelled.config, config_file)
         raise
@@ -182,6 +195,25 @@ def _write_reports(folder: Path, ranking: Mapping[str, float], trials: Sequence[
     if ranking:
         write_ranking_file(str(folder / RANKING), ranking)
     write_history(HISTORY, ((t.quantized, t.satisfied, t.loss) for t in trials))
+
+
+def _write_points(folder: Path, objective: str, points: Sequence[ParetoPoint]) -> None:
+    entries = [
+        {
+            "layers": {
+                name: (choice.variant or "quantized") if choice.quantize else "float"
+                for name, choice in point.choices.items()
+            },
+            "metric": number_of(point.metric),
+            "loss": point.loss,
+            "cost": point.cost,
+            "measured": point.measured,
+            "satisfied": point.satisfied,
+            "on_front": point.on_front,
+        }
+        for point in points
+    ]
+    write_pareto(str(folder / PARETO_POINTS), objective, OBJECTIVES[objective], entries)
 
 
 def export_result(

@@ -19,7 +19,8 @@ class SearchResult:
     """``calibration`` is the accepted configuration's own; None when every layer stays float.
 
     ``equivalents``: full evaluations spent, the original's not counted. ``pareto``: with strategy
-    'Pareto', every configuration that was looked at, cheapest first.
+    'Pareto', every configuration that was looked at, cheapest first, and ``objective``
+    says what they cost.
     """
 
     config: QuantConfig
@@ -31,6 +32,7 @@ class SearchResult:
     final_metric: Any
     equivalents: float = 0.0
     pareto: tuple[ParetoPoint, ...] = ()
+    objective: str = ""
 
     @property
     def satisfied(self) -> bool:
@@ -57,6 +59,9 @@ class SearchCancelled(Cancelled):
         config: QuantConfig | None,
         trials: tuple[Trial, ...],
         ranking: Mapping[str, float],
+        pareto: tuple[ParetoPoint, ...] = (),
+        objective: str = "",
     ) -> None:
         super().__init__(message)
+        self.pareto, self.objective = pareto, objective
         self.config, self.trials, self.ranking = config, trials, ranking

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -16,7 +15,8 @@ from workbench.engine.files.config import QuantConfig
 from workbench.engine.files.record import format_record, parse_record
 from workbench.engine.flows.balancing import Factors as BalanceFactors
 from workbench.engine.flows.balancing import find_balance
-from workbench.engine.flows.calibration import Calibration
+from workbench.engine.flows.calibration import Calibration, OnLayerInput
+from workbench.engine.flows.layer_data import LayerCall
 from workbench.engine.search.dumps import InputDump
 from workbench.engine.search.end_to_end import ModelInputs, end_to_end
 from workbench.engine.search.identity import digest_of, identity_of
@@ -119,7 +119,7 @@ class Statistics:
         self, config: QuantConfig, *, watch: bool, inputs: LayerInputs | None = None
     ) -> Calibration:
         setup = self._setup
-        seers: list[Any] = [] if inputs is None else [inputs.see]
+        seers: list[OnLayerInput] = [] if inputs is None else [inputs.see]
         if watch:
             budget = int(setup.options.get("memory_budget_mb", 256)) * 2**20
             if isinstance(setup.sensitivity, EndToEndSensitivity):
@@ -130,9 +130,9 @@ class Statistics:
             if setup.dump_folder is not None:
                 seers.append(InputDump(setup.dump_folder, config.batch_num).see)
 
-        def see(name: str, value: Any) -> None:
+        def see(name: str, call: LayerCall) -> None:
             for seer in seers:
-                seer(name, value)
+                seer(name, call)
 
         calibration = Calibration(
             setup.captured,
@@ -196,6 +196,13 @@ class Statistics:
             by_rank = sorted(values, key=self.sensitive_first)
             emit(setup.on_event, RankingKnown(tuple((n, values[n]) for n in by_rank)))
         return self._ranking
+
+    def sorted_ranking(self, order: tuple[str, ...]) -> dict[str, float]:
+        """Values as the sensitivity gives them, most sensitive first; empty when not needed."""
+        if not self.ranked:
+            return {}
+        values = self.ranking(order)
+        return {name: values[name] for name in sorted(values, key=self.sensitive_first)}
 
     def sensitive_first(self, name: str) -> float:
         """Sort key: smaller means more sensitive."""

@@ -9,11 +9,12 @@ from workbench.engine.errors import WrongState
 from workbench.engine.search.driving import PlugInStrategy, ReferenceStrategy
 from workbench.engine.search.judging import ProposingStrategy, SearchStrategy
 from workbench.engine.search.linear import BinarySearchVerifiedStrategy, GreedyStrategy
+from workbench.engine.search.pareto import TRIALS, ParetoStrategy
 from workbench.engine.search.recover import RecoverStrategy
 from workbench.engine.search.sensitivity import BY_NAME, SensitivityBase
 from workbench.engine.search.strategy import AutoCalibrationStrategyBase, BinarySearchStrategy
 
-Strategy = str | AutoCalibrationStrategyBase | SearchStrategy | ProposingStrategy
+Strategy = str | AutoCalibrationStrategyBase | SearchStrategy | ProposingStrategy | ParetoStrategy
 
 STRATEGIES: dict[str, Callable[[], SearchStrategy]] = {
     "BinarySearch": lambda: ReferenceStrategy(BinarySearchStrategy()),
@@ -23,8 +24,20 @@ STRATEGIES: dict[str, Callable[[], SearchStrategy]] = {
 }
 
 
-def resolve_strategy(strategy: Any) -> SearchStrategy:
-    """Errors: ``RuntimeError`` for anything but a name of ``STRATEGIES`` and an instance."""
+PARETO = "Pareto"
+
+
+def resolve_strategy(
+    strategy: Any, *, objective: str = "size", pareto_trials: int = TRIALS
+) -> SearchStrategy | ParetoStrategy:
+    """``objective`` and ``pareto_trials`` are those of strategy 'Pareto'.
+
+    Errors: ``RuntimeError`` for anything but a name and an instance; those of ``ParetoStrategy``.
+    """
+    if isinstance(strategy, ParetoStrategy):
+        return strategy
+    if isinstance(strategy, str) and strategy == PARETO:
+        return ParetoStrategy(objective, pareto_trials)
     if isinstance(strategy, str) and strategy in STRATEGIES:
         return STRATEGIES[strategy]()
     if isinstance(strategy, AutoCalibrationStrategyBase):
@@ -35,8 +48,9 @@ def resolve_strategy(strategy: Any) -> SearchStrategy:
         if isinstance(strategy, ProposingStrategy):
             return PlugInStrategy(strategy)
     raise WrongState(
-        f"strategy is {strategy!r}; allowed: {', '.join(map(repr, STRATEGIES))}, an instance of "
-        "AutoCalibrationStrategyBase, or an object with search() or with propose() and observe()",
+        f"strategy is {strategy!r}; allowed: {', '.join(map(repr, (*STRATEGIES, PARETO)))}, an "
+        "instance of AutoCalibrationStrategyBase or ParetoStrategy, or an object with search() or "
+        "with propose() and observe()",
         where="accuracy_based_auto_calibration()",
     )
 
