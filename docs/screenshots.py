@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PROJECT = "digits-mobilenet-hard"
-TABS = ("Model", "Layers", "Search", "Export", "Code")
+TABS = ("Model", "Layers", "Inspect", "Search", "Export", "Code")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -44,6 +44,12 @@ def story(page: Any) -> None:
     page.get_by_role("button", name="Analyse", exact=True).first.click()
     finished(page)
     page.screenshot(path=IMAGES / "analysed.png")
+    # The worst layer: compared at once, because nobody has looked at it before.
+    page.get_by_role("button", name="worst k", exact=True).click()
+    page.get_by_role("button", name="Inspect", exact=True).click()
+    page.get_by_text("use this").first.wait_for(timeout=120_000)
+    page.get_by_role("tab", name="Layers").click()
+    page.get_by_role("button", name="none", exact=True).click()
     page.get_by_role("button", name="Auto-calibrate", exact=True).first.click()
     finished(page)
     page.get_by_role("button", name="Export", exact=True).first.click()

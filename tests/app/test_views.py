@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import param
 import pytest
 from panel.models.tabulator import CellClickEvent
@@ -13,9 +15,13 @@ from panel.models.tabulator import CellClickEvent
 from workbench.app.layer_chart import dragged_threshold
 from workbench.app.page import WorkbenchPage
 from workbench.app.projects import open_project, project_folder
-from workbench.app.window import MODEL_TAB
+from workbench.app.window import INSPECT_TAB, MODEL_TAB
+from workbench.engine.analysis.compare import Alternative
+from workbench.engine.analysis.histograms import LayerHistogram
+from workbench.engine.analysis.profile import LayerProfile
 from workbench.engine.errors import MissingFile, WrongValue
 from workbench.engine.graph.layers import LayerInfo
+from workbench.studio.inspections import Inspection, store_inspection
 from workbench.studio.project import Project
 from workbench.studio.session import Session
 from workbench.studio.store import write_measurements
@@ -210,3 +216,91 @@ def test_an_unknown_project_is_missing(monkeypatch: Any, tmp_path: Path) -> None
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path))
     with pytest.raises(MissingFile):
         open_project("nothing-here")
+
+
+def test_menus_speak_short_and_set_what_they_mean(page: WorkbenchPage) -> None:
+    tab = page.layers
+    value = tab.table.table.value
+    assert value["act_algo"].tolist()[:2] == ["IFMR", "IFMR"]
+    assert value["dmq"][0] == "—"
+    for column, text in (("act_algo", "HFMG"), ("dmq", "0.4"), ("wts_bits", 7)):
+        tab.table._edited(SimpleNamespace(column=column, row=1, value=text))
+    entry = page.session.quant_config().layers["body.a"]
+    assert (entry.activation.act_algo, entry.dmq_balancer_param) == ("hfmg", 0.4)
+    assert entry.weight is not None
+    assert entry.weight.num_bits == 7
+    assert not tab.bulk, "built when something is selected"
+    page.window.selected = ("stem", "body.b", "tail")
+    assert [menu.label for menu in tab.bulk] == [
+        "Inspect", "act", "wts", "act bits", "wts bits", "DMQ",
+    ]  # fmt: skip
+    for call in tab.bulk[2]._on_click_callbacks:
+        call({"label": "ADA"})
+    config = page.session.quant_config()
+    wanted = {"stem": "ada_quantize", "body.b": "ada_quantize", "body.a": "arq_quantize"}
+    assert {n: config.layers[n].weight.wts_algo for n in wanted} == wanted  # type: ignore[union-attr]
+    assert "1 of 3 layers were left alone; tail: its weight is shared" in page.window.notice
+    page.window.selected = ()
+    assert all(menu.disabled for menu in tab.bulk)
+
+
+def test_a_click_on_a_name_opens_it_in_inspect(page: WorkbenchPage) -> None:
+    click(page, 4, "name")
+    assert "its weight is shared" in page.window.notice
+    click(page, 2, "name")
+    assert (page.window.inspected, page.window.tab) == ("body.b", INSPECT_TAB)
+    tab = page.inspect
+    assert tab.layer.options == list(ERRORS)
+    assert tab.layer.value == "body.b"
+    assert "Press Compare" in tab.text.object
+    assert not tab.results.visible
+    tab.next.clicks += 1
+    assert page.window.inspected == tab.layer.value == "head"
+    tab.start()
+    assert "cannot start jobs" in page.window.notice, "this session only looks on"
+
+
+def test_inspect_shows_what_was_found_and_uses_it(page: WorkbenchPage) -> None:
+    page.window.param.update(inspected="stem", tab=INSPECT_TAB)
+    store_inspection(page.session.project.store, inspection("stem"))
+    page.session.poll()
+    tab = page.inspect
+    assert tab.results.visible
+    assert tab.table.value["label"].tolist() == ["IFMR", "HFMG + DMQ 0.5", "min–max"]
+    assert tab.table.value["use"].tolist() == ["", "use this", ""]
+    assert "IFMR, 8 bits · ARQ, 8 bits, per channel · 2 of 3 batches" in tab.text.object
+    tab.table._process_event(CellClickEvent(model=None, column="use", row=2))
+    assert not page.session.can_undo, "a baseline cannot be used"
+    tab.table._process_event(CellClickEvent(model=None, column="use", row=1))
+    entry = page.session.quant_config().layers["stem"]
+    assert (entry.activation.act_algo, entry.dmq_balancer_param) == ("hfmg", 0.5)
+    assert tab.table.value["use"].tolist() == ["use this", "", ""]
+    assert "have changed since" in tab.text.object
+    light = tab.weights.figure
+    page.window.dark = True
+    assert tab.weights.figure != light
+    page.session.undo()
+    assert tab.table.value["use"].tolist() == ["", "use this", ""]
+    page.session.project.store.forget_results()
+    page.session.poll()
+    assert not tab.results.visible
+
+
+def inspection(name: str) -> Inspection:
+    ways: list[tuple[str, str, dict[str, Any]]] = [
+        ("activation", "IFMR", {"act_algo": "ifmr", "dmq": 0.0}),
+        ("balance", "HFMG + DMQ 0.5", {"act_algo": "hfmg", "dmq": 0.5}),
+        ("activation", "min–max", {}),
+    ]
+    found = tuple(
+        Alternative(kind, "ifmr", label, settings, 0.1, 0.1, 3, 0.9, 0.1, 20.0, 0.1, False)
+        for kind, label, settings in ways
+    )
+    ends, counts = np.linspace(-1.0, 1.0, 5), np.arange(4)
+    histogram = LayerHistogram(name, ends, counts, -1.0, 1.0, 0.1, ends, counts, np.array([0.1]))
+    profile = LayerProfile(histogram, ends, ends + 1, ends + 2, 8, ends, counts, ends, ends)
+    settings = {
+        "act_algo": "ifmr", "act_bits": 8, "dmq": 0.0, "wts_algo": "arq_quantize", "wts_bits": 8,
+        "channel_wise": True,
+    }  # fmt: skip
+    return Inspection(name, settings, found, profile, 2, 3, 0, 0.0)

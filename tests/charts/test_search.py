@@ -81,8 +81,9 @@ def test_empty_search_says_what_to_do() -> None:
 def test_bracket_parts(bracket: tuple[int, int], sizes: list[int]) -> None:
     ranking = ["a", "b", "c", "d", "e"]
     figure = bracket_strip(ranking, bracket)
-    assert [len(trace.x) for trace in figure.data] == sizes
-    assert [name for trace in figure.data for name in trace.customdata] == ranking
+    assert list(figure.data[0].customdata) == ranking
+    assert [len(trace.x) for trace in figure.data[1:]] == sizes
+    assert [name for trace in figure.data[1:] for name in trace.customdata] == ranking
     assert {shape.x0 for shape in figure.layout.shapes} == {edge - 0.5 for edge in bracket}
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from studio_samples import make_layers
+from workers import end_worker
 
-from workbench.studio import Project, Session
+from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec
+from workbench.studio.jobs import WorkerManager
 
 
 @pytest.fixture
@@ -34,3 +37,29 @@ def prepared(tmp_path: Path) -> Callable[..., Project]:
 @pytest.fixture
 def session(prepared: Callable[..., Project]) -> Session:
     return Session(prepared())
+
+
+@pytest.fixture
+def open_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Session]]:
+    """Sessions on one project whose source, data and metric are code in ``studio_models``."""
+    here = str(Path(__file__).parents[1] / "support")
+    monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
+    monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    folder = tmp_path / "p"
+
+    def make(metric: str = "", name: str = "studio_models:make_net") -> Session:
+        if not folder.exists():
+            settings = ProjectSettings(
+                "net",
+                SourceSpec("python", name),
+                DataSpec("python", "studio_models:make_data", 8, 2),
+                metric,
+            )
+            Project.create(folder, settings=settings)
+        return Session(Project.open(folder), WorkerManager(folder))
+
+    yield make
+    end_worker(folder)

@@ -5,54 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from workers import end_worker
+from job_waiting import done, wait
 
-from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec
-from workbench.studio.jobs import WorkerManager, worker_process
+from workbench.studio import Session
+from workbench.studio.jobs import worker_process
 
 Open = Callable[..., Session]
-
-
-@pytest.fixture
-def open_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Sessions on one project whose source, data and metric are code in ``studio_models``."""
-    here = str(Path(__file__).parents[1] / "support")
-    monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
-    monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
-    folder = tmp_path / "p"
-
-    def make(metric: str = "", name: str = "studio_models:make_net") -> Session:
-        if not folder.exists():
-            settings = ProjectSettings(
-                "net",
-                SourceSpec("python", name),
-                DataSpec("python", "studio_models:make_data", 8, 2),
-                metric,
-            )
-            Project.create(folder, settings=settings)
-        return Session(Project.open(folder), WorkerManager(folder))
-
-    yield make
-    end_worker(folder)
-
-
-def wait(session: Session, condition: Callable[[], bool], seconds: float = 60.0) -> float:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < seconds, session.job
-        session.poll()
-        time.sleep(0.01)
-    return time.monotonic() - start
-
-
-def done(session: Session) -> Callable[[], bool]:
-    return lambda: session.job is not None and not session.job.active
 
 
 def test_a_window_that_comes_later_sees_the_running_job_and_all_of_its_history(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -54,3 +55,31 @@ def stuck_metric(model: Any, batches: Iterable[Any]) -> float:
     """Never looks at the cancel flag, as a long native call would not."""
     time.sleep(60)
     return 1.0
+
+
+def make_chain(layers: int = 6) -> nn.Module:
+    """Convolutions one after the other; the weights of each have a range of their own."""
+    generator = torch.Generator().manual_seed(5)
+    modules: list[nn.Module] = []
+    for i in range(layers):
+        conv = nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1)
+        with torch.no_grad():
+            conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * 0.3)
+            conv.weight[0, 0, 0, 0] = 2.0 * (i % 3)
+            conv.bias.zero_()
+        modules += [conv, nn.ReLU()]
+    return nn.Sequential(*modules).eval()
+
+
+def counted_metric(model: Any, batches: Iterable[Any]) -> float:
+    """Minus the mean squared error; each call takes 0.2 s and leaves a line in a file."""
+    reference = make_chain()
+    errors = []
+    with torch.no_grad():
+        for (x,), _ in batches:
+            errors.append(float(((model(x) - reference(x)) ** 2).mean()))
+    time.sleep(0.2)
+    if path := os.environ.get("WORKBENCH_TEST_CALLS"):
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(f"{time.time()}\n")
+    return -sum(errors) / len(errors)

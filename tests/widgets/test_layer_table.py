@@ -150,3 +150,20 @@ def test_a_view_that_fails_does_not_stop_the_others(session: Session) -> None:
     broken._filtered = None  # type: ignore[method-assign, assignment]
     session.toggle(session.layers["name"][0])
     assert ticks(table)[session.layers["name"][0]] is False
+
+
+def test_settings_of_all_layers_shown(session: Session) -> None:
+    table = LayerTable(session)
+    table.setting.value = "wts_algo"
+    table.value.value = dict(table.value.options)["ADA"]
+    table.set.click()
+    able = session.layers[session.layers["eligible"]]
+    assert set(able["wts_algo"]) == {"ada_quantize"}
+    assert "IFMR / ADA" in table._boxes[0].children[2].value
+    table.setting.value = "dmq"
+    assert [text for text, _ in table.value.options][:2] == ["off", "0.2"]
+    table.value.value = 0.5
+    table.set.click()
+    assert "DMQ 0.5" in table._boxes[0].children[2].value
+    table.undo.click()
+    assert "DMQ" not in table._boxes[0].children[2].value

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from workbench.engine.analysis.cost import Cost
 from workbench.netron_server import resolve
 from workbench.studio import ErrorText, ExportedFile, ExportResult, ParityLine, jobtable
 from workbench.studio.session import Session
@@ -95,6 +96,57 @@ def test_trials_appear_as_they_finish(session: Session) -> None:
     xs = [x for trace in monitor.chart.data if trace.x is not None for x in trace.x]
     assert {1, 2} <= set(xs)
     assert len(monitor.strip.data) > 0
+
+
+def trial(session: Session, job: int, floats: list[str], metric: float) -> None:
+    session.project.store.add_trial(
+        job, phase="search", kind="probe", metric=metric, loss=0.98 - metric,
+        satisfied=metric > 0.97, seconds=1.0, float_layers=floats, config_hash="", share=0.25,
+        cost=Cost(1000 + len(floats), 2000),
+    )  # fmt: skip
+    session.poll()
+
+
+def test_a_search_is_paused_resumed_and_its_best_accepted(session: Session) -> None:
+    monitor = SearchMonitor(session)
+    assert monitor.strategy.value == "Recover"
+    assert monitor.pause.disabled and monitor.accept.disabled
+    job = run(session, "search", 10, "")
+    assert not monitor.pause.disabled and monitor.accept.disabled
+    monitor.pause.click()
+    assert session.job.state == "paused"
+    assert monitor.pause.description == "Resume"
+    assert "paused" in monitor.bar.label.value
+    assert monitor.bar.cancel.layout.display == ""
+    monitor.pause.click()
+    assert session.job.state == "running"
+    names = session.layers["name"].tolist()
+    trial(session, job, names[:1], 0.9)
+    assert monitor.accept.disabled
+    trial(session, job, names[:2], 0.975)
+    assert not monitor.accept.disabled
+    monitor.accept.click()
+    assert session.layers["quant_enable"].tolist()[:3] == [False, False, True]
+    assert jobtable.cancel_requested(session.project.store, job)
+
+
+def test_trials_stand_at_their_cost(session: Session) -> None:
+    monitor = SearchMonitor(session)
+    names = session.layers["name"].tolist()
+    trial(session, 1, names[:1], 0.9)
+    trial(session, 1, names[:3], 0.975)
+
+    def xs() -> set[float]:
+        return {x for trace in monitor.pareto.data if trace.x is not None for x in trace.x}
+
+    assert xs() == {1001.0, 1003.0}
+    monitor.cost.value = "bops"
+    assert xs() == {2000.0}
+    assert "25 %" in monitor.trials.value
+    session.project.store.put(ranking=names[:4])
+    session.pin(names[1], False)
+    held = [trace for trace in monitor.strip.data if trace.name == "pinned, stays float"]
+    assert [list(trace.customdata) for trace in held] == [[names[1]]]
 
 
 def test_export_shows_figures_and_parity(session: Session, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ def progress_text(job: JobState) -> str:
     text = job_title(job.kind)
     if job.state == "queued":
         return f"{text} · {_('waiting for the worker')}"
+    if job.state == "paused":
+        return f"{text} · {_('paused')}"
     if job.total:
         text += f" {job.done} {_('of')} {job.total}"
     if job.seconds_left is not None:
@@ -88,8 +90,10 @@ class Actions(View):
                 f'<span role="status" title="{escape(job.message)}">'
                 f"{escape(progress_text(job))}</span>"
             )
-            self.bar.variant = "determinate" if job.total else "indeterminate"
-            self.bar.value = round(100 * job.done / job.total) if job.total else -1
+            known = bool(job.total) or job.state == "paused"
+            self.bar.variant = "determinate" if known else "indeterminate"
+            share = job.done / job.total if job.total else 0.0
+            self.bar.value = round(100 * share) if known else -1
 
     def __panel__(self) -> Any:
         return pn.Row(

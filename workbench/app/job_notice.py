@@ -16,6 +16,7 @@ def job_title(kind: str) -> str:
     return {
         "open": _("Opening the model"),
         "analyse": _("Analysing"),
+        "inspect": _("Comparing"),
         "search": _("Searching"),
         "evaluate": _("Evaluating"),
         "export": _("Exporting"),
@@ -42,7 +43,7 @@ class JobNotice(View):
                 text = notice(
                     job_title(job.kind) + ": " + _("cancelled. What was finished is kept.")
                 )
-            elif job.kind == "open" and job.state in ("queued", "running"):
+            elif job.kind == "open" and job.active:
                 text = f'<div class="wb-info" role="status">{escape(job_title("open"))} …</div>'
         self.pane.fill(text)
         self.pane.visible = bool(text)

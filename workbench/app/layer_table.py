@@ -14,17 +14,25 @@ from workbench.app.i18n import _
 from workbench.app.rows import shown_layers
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
-from workbench.app.window import LAYERS_TAB, WindowState
+from workbench.app.window import INSPECT_TAB, LAYERS_TAB, WindowState
 from workbench.charts import formats
+from workbench.charts.sensitivity import bar_states
 from workbench.studio.columns import OPTIONS
 from workbench.studio.session import Session
 
 TICKS = ("quant_enable", "channel_wise")
+BITS = ("act_bits", "wts_bits")
 CHOSEN = "selected"
-MENUS = ("act_bits", "wts_bits")
+MENUS = ("act_algo", "wts_algo", "act_bits", "wts_bits", "dmq")
+NO_DMQ = "—"
+STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
 MOST_PATCHED = 32  # above this replacing the whole value is faster and keeps the scroll position
 
-STATE_ICONS = {"quantised": "●", "worse": "▲", "skipped": "○", "ineligible": "✕"}
+STATE_ICONS = {
+    "quantised": "●", "worse": "▲", "skipped": "○", "ineligible": "✕",
+    "pinned": "◆", "pinned_float": "◇",
+}  # fmt: skip
 
 
 def titles() -> dict[str, str]:
@@ -37,8 +45,11 @@ def titles() -> dict[str, str]:
         "mac_share": _("MACs"),
         "quant_enable": _("quant"),
         "channel_wise": _("per ch."),
-        "act_bits": _("act bits"),
-        "wts_bits": _("wts bits"),
+        "act_algo": _("act"),
+        "wts_algo": _("wts"),
+        "act_bits": _("act b"),
+        "wts_bits": _("wts b"),
+        "dmq": "DMQ",
         "error": "1−cos",
         "sqnr": "SQNR",
         "state": _("state"),
@@ -47,9 +58,9 @@ def titles() -> dict[str, str]:
 
 
 WIDTHS = {
-    CHOSEN: 38, "name": 212, "type": 92, "shape": 92, "parameters": 66, "mac_share": 64,
-    "quant_enable": 58, "channel_wise": 64, "act_bits": 68, "wts_bits": 70, "error": 82,
-    "sqnr": 74, "state": 126, "reason": 150,
+    CHOSEN: 38, "name": 184, "type": 84, "shape": 86, "parameters": 66, "mac_share": 60,
+    "quant_enable": 58, "channel_wise": 64, "act_algo": 62, "wts_algo": 56, "act_bits": 50,
+    "wts_bits": 52, "dmq": 54, "error": 78, "sqnr": 70, "state": 116, "reason": 150,
 }  # fmt: skip
 
 
@@ -57,7 +68,7 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
     """The table as text and ticks, in the order shown, with a fresh row index."""
     if not len(shown):
         # Tabulator chooses how to show a column by its type, once: an empty table needs them too.
-        kinds = {**dict.fromkeys((CHOSEN, *TICKS), bool), **dict.fromkeys(MENUS, np.int64)}
+        kinds = {**dict.fromkeys((CHOSEN, *TICKS), bool), **dict.fromkeys(BITS, np.int64)}
         return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, object)) for c in WIDTHS})
     words = {
         "quantised": _("quantised"),
@@ -65,10 +76,9 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
         "skipped": _("stays float"),
         "ineligible": _("cannot be"),
     }
-    states = [
-        "worse" if state == "quantised" and cosine < threshold else state
-        for state, cosine in zip(shown["state"], shown["cosine"], strict=True)
-    ]
+    # The icon of a pinned layer says what it is now, the word what every search makes of it.
+    held = {"quantised": _("pinned: quant."), "float": _("pinned: float")}
+    states = bar_states(shown, threshold)
     chosen = set(selected)
     frame = {
         CHOSEN: np.array([name in chosen for name in shown["name"]], dtype=bool),
@@ -79,8 +89,11 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
         "mac_share": [f"{100 * share:.1f} %" for share in shown["mac_share"].tolist()],
         "quant_enable": shown["quant_enable"].to_numpy(dtype=bool),
         "channel_wise": shown["channel_wise"].to_numpy(dtype=bool),
+        "act_algo": [SHORT.get(x, x) for x in shown["act_algo"]],
+        "wts_algo": [SHORT.get(x, x) for x in shown["wts_algo"]],
         "act_bits": shown["act_bits"].to_numpy(),
         "wts_bits": shown["wts_bits"].to_numpy(),
+        "dmq": [f"{value:g}" if value else NO_DMQ for value in shown["dmq"].tolist()],
         "error": [
             f"{error:.2e}" if math.isfinite(error) else formats.UNKNOWN
             for error in shown["error"].tolist()
@@ -89,10 +102,20 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
             f"{sqnr:.1f} dB" if math.isfinite(sqnr) else formats.UNKNOWN
             for sqnr in shown["sqnr"].tolist()
         ],
-        "state": [f"{STATE_ICONS[state]} {words[state]}" for state in states],
+        "state": [
+            f"{STATE_ICONS[state]} {words.get(state) or held[pin]}"
+            for state, pin in zip(states, shown["pin"].tolist(), strict=True)
+        ],
         "reason": shown["reason"].to_numpy(dtype=object),
     }
     return pd.DataFrame(frame)
+
+
+def menu(column: str) -> dict[str, Any]:
+    """Label to value of a column's menu."""
+    if column == "dmq":
+        return {NO_DMQ: 0.0, **{f"{strength:g}": strength for strength in STRENGTHS}}
+    return {SHORT.get(str(value), str(value)): value for value in OPTIONS[column]}
 
 
 def tick(on: str, off: str) -> dict[str, str]:
@@ -122,8 +145,10 @@ class LayerTable(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, LAYERS_TAB)
-        editors = {column: None for column in WIDTHS if column not in MENUS}
-        editors |= {c: {"type": "list", "values": list(OPTIONS[c])} for c in MENUS}  # type: ignore[misc]
+        editors: dict[str, Any] = dict.fromkeys(WIDTHS)
+        for column in MENUS:
+            values = list(OPTIONS[column]) if column in BITS else list(menu(column))
+            editors[column] = {"type": "list", "values": values}
         self.table = pn.widgets.Tabulator(
             self._frame(),
             show_index=False,
@@ -164,9 +189,12 @@ class LayerTable(View):
             self.table.patch(cells)
 
     def _clicked(self, event: Any) -> None:
-        if event.column not in (CHOSEN, *TICKS):
+        if event.column not in (CHOSEN, "name", *TICKS):
             return
         name = str(self.table.value["name"].iloc[event.row])
+        if event.column == "name":
+            self.inspect(name)
+            return
         if event.column == CHOSEN:
             chosen = self.window.selected
             self.window.selected = (
@@ -178,11 +206,26 @@ class LayerTable(View):
             if self.act(lambda: self.session.toggle(name, event.column)):
                 self.window.notice = ""
 
+    def inspect(self, name: str) -> None:
+        """Open a layer in the Inspect tab; one never looked at is compared at once."""
+        session = self.session
+        layers = session.layers
+        if not layers["eligible"].iloc[session.row(name)]:
+            self.window.notice = f"{name}: {layers['reason'].iloc[session.row(name)]}"
+            return
+        self.window.param.update(inspected=name, tab=INSPECT_TAB, notice="")
+        idle = session.job is None or not session.job.active
+        if idle and name not in session.inspected and not session.read_only:
+            self.act(lambda: session.inspect(name, wait=False))
+
     def _edited(self, event: Any) -> None:
         if event.column not in MENUS:
             return
         name = str(self.table.value["name"].iloc[event.row])
-        if not self.act(lambda: self.session.set_option([name], event.column, int(event.value))):
+        value = menu(event.column).get(str(event.value), event.value)
+        if self.act(lambda: self.session.set_option([name], event.column, value)):
+            self.window.notice = ""
+        else:
             self.table.value = self._frame()  # show again what really holds
 
     def __panel__(self) -> Any:

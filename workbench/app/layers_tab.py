@@ -12,7 +12,7 @@ from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_chart import LayerChart
-from workbench.app.layer_table import LayerTable
+from workbench.app.layer_table import LayerTable, menu
 from workbench.app.threshold_count import ThresholdCount
 from workbench.app.view import View
 from workbench.app.window import LAYERS_TAB, WindowState
@@ -66,7 +66,6 @@ class LayersTab(View):
             width=80,
             sizing_mode=None,
             align="center",
-            styles={"text-align": "right"},
         )
         self.hint = ThemedHTML(visible=False)
         self.presets = [
@@ -81,6 +80,8 @@ class LayersTab(View):
         ]
         self.quantise = self._button(_("Quantise"), lambda: self.set_selected(True), "outlined")
         self.skip = self._button(_("Skip"), lambda: self.set_selected(False), "outlined")
+        self.bulk: list[Any] = []
+        self.menus = pn.Row(margin=0, styles=_CENTRED)
         self.watch(self.threshold, self._typed_threshold, "value")
         self.watch(self.pattern, self._typed_pattern, "value")
         self.watch(self.type, self._chose_type, "value")
@@ -92,6 +93,40 @@ class LayersTab(View):
         button = pmui.Button(label=label, variant=variant, size="small", margin=0)
         self.press(button, lambda: action())
         return button
+
+    def _fill_menus(self) -> None:
+        """Only when layers are selected for the first time: the first paint is dear."""
+        inspect = self._button(
+            _("Inspect"), lambda: self.table.inspect(self.window.selected[0]), "outlined"
+        )
+        self.bulk = [
+            inspect,
+            self._menu(_("act"), "act_algo"),
+            self._menu(_("wts"), "wts_algo"),
+            self._menu(_("act bits"), "act_bits"),
+            self._menu(_("wts bits"), "wts_bits"),
+            self._menu("DMQ", "dmq"),
+        ]
+        self.menus.objects = self.bulk
+
+    def _menu(self, label: str, column: str) -> Any:
+        """A menu that sets ``column`` of all selected layers."""
+        values = menu(column)
+        chooser = pmui.MenuButton(
+            label=label,
+            items=[{"label": text} for text in values],
+            variant="text",
+            size="small",
+            margin=0,
+        )
+
+        def chosen(item: Any) -> None:
+            self.window.notice = ""
+            value, names = values[item["label"]], self.window.selected
+            self.act(lambda: self.session.set_option(names, column, value))
+
+        chooser.on_click(chosen)
+        return chooser
 
     @property
     def shown(self) -> Any:
@@ -149,7 +184,10 @@ class LayersTab(View):
             self.type.options = options
         chosen = len(window.selected)
         self.chosen.fill(f'<span role="status">{chosen} {escape(_("selected"))}</span>')
-        self.quantise.disabled = self.skip.disabled = chosen == 0
+        if chosen and not self.bulk:
+            self._fill_menus()
+        for control in (self.quantise, self.skip, *self.bulk):
+            control.disabled = chosen == 0
         self._update_hint(len(layers), len(shown))
 
     def _update_hint(self, total: int, shown: int) -> None:
@@ -188,10 +226,15 @@ class LayersTab(View):
                 *self.presets[:1],
                 self.worst_k,
                 *self.presets[1:],
+                margin=(4, 0, 4, 0),
+                styles=_CENTRED,
+            ),
+            pn.Row(
                 self.chosen,
                 self.quantise,
                 self.skip,
-                margin=(4, 0, 6, 0),
+                self.menus,
+                margin=(0, 0, 6, 0),
                 styles=_CENTRED,
             ),
             self.table,

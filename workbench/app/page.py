@@ -17,6 +17,7 @@ from workbench.app.code_tab import CodeTab, ScriptView
 from workbench.app.export_tab import ExportTab
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.app.inspect_tab import InspectTab
 from workbench.app.layers_tab import LayersTab
 from workbench.app.model_tab import ModelTab
 from workbench.app.project_picker import ProjectPicker
@@ -51,12 +52,12 @@ class WorkbenchPage(View):
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
         self.parts = [self.topbar, self.actions, self.script]
-        # A tab is built when it is first looked at: all five would double the first paint.
-        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(5)]
+        # A tab is built when it is first looked at: all six would double the first paint.
+        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(6)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
         self.tabs = pmui.Tabs(
             *zip(
-                (_("Model"), _("Layers"), _("Search"), _("Export"), _("Code")),
+                [_("Model"), _("Layers"), _("Inspect"), _("Search"), _("Export"), _("Code")],
                 self._places,
                 strict=True,
             ),
@@ -112,6 +113,10 @@ class WorkbenchPage(View):
         return self._part(LayersTab(self.session, self.window))
 
     @cached_property
+    def inspect(self) -> InspectTab:
+        return self._part(InspectTab(self.session, self.window))
+
+    @cached_property
     def search(self) -> SearchTab:
         return self._part(SearchTab(self.session, self.window, self.settings))
 
@@ -131,7 +136,8 @@ class WorkbenchPage(View):
         """Put the tab in front into its place, if it was never there."""
         place = self._places[self.window.tab]
         if not len(place):
-            name = ("model", "layers", "search", "export", "code")[self.window.tab]
+            names = ("model", "layers", "inspect", "search", "export", "code")
+            name = names[self.window.tab]
             place.append(getattr(self, name))
 
     def poll(self) -> None:

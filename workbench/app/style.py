@@ -101,5 +101,7 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="selected"],
 .tabulator-row .tabulator-cell[tabulator-field="quant_enable"],
 .tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
+.tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; }
+.tabulator-row .tabulator-cell[tabulator-field="name"]:hover { text-decoration: underline; }
 .tabulator-row .tabulator-cell[tabulator-field="selected"] { font-size: 15px; line-height: 1; }
 """

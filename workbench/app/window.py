@@ -8,13 +8,14 @@ import param
 
 from workbench.charts import QUANTITIES
 
-MODEL_TAB, LAYERS_TAB, SEARCH_TAB, EXPORT_TAB, CODE_TAB = range(5)
+MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, EXPORT_TAB, CODE_TAB = range(6)
 
 
 class WindowState(param.Parameterized):
     """Private state of a window; everything shared is in the session."""
 
     selected = param.Parameter(default=(), doc="Names of the selected layers.")
+    inspected = param.String(default="", doc="Name of the layer in the Inspect tab.")
     quantity: Any = param.Selector(default="error", objects=list(QUANTITIES))
     order: Any = param.Selector(default="execution", objects=["execution", "sorted"])
     threshold = param.Number(default=0.99, bounds=(-1.0, 1.0), doc="Cosine similarity.")

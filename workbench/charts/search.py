@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -138,8 +138,14 @@ def _trial_texts(rows: pd.DataFrame, metric_name: str) -> list[str]:
             f"{row.n_float} {_('layers stay float')}"
             + (f": {shown}" if shown else "")
             + f"<br>{row.seconds:.1f} s"
+            + _how(getattr(row, "share", 1.0), getattr(row, "cached", False))
         )
     return texts
+
+
+def _how(share: float, cached: bool) -> str:
+    early = f" · {_('decided by')} {100 * share:.0f} % {_('of the samples')}"
+    return (early if share < 1.0 else "") + (f" · {_('known before')}" if cached else "")
 
 
 def bracket_strip(
@@ -147,6 +153,8 @@ def bracket_strip(
     bracket: tuple[int, int] | None,
     *,
     cut: int | None = None,
+    pins: Mapping[str, bool] | None = None,
+    best: Collection[str] | None = None,
     dark: bool = False,
     uirevision: object = "bracket",
     height: int | None = 96,
@@ -154,7 +162,10 @@ def bracket_strip(
     """The layers from most to least sensitive, and where the search stands among them.
 
     Layers before ``bracket[0]`` must stay float, those from ``bracket[1]`` on can be quantised,
-    between them it is open. ``cut``: number of float layers of the trial that runs now.
+    between them it is open. ``cut``: number of float layers of the trial that runs now. ``pins``:
+    layers that are held quantised or float, whatever their place. ``best``: the float layers of the
+    best trial so far, drawn instead of the bracket when they are not the first of the ranking.
+    Trace 0 names all layers in order, for clicks.
     """
     colours = palette(dark)
     figure = base_figure(dark=dark, height=height, uirevision=uirevision)
@@ -167,24 +178,62 @@ def bracket_strip(
         return figure
     count = len(ranking)
     low, high = bracket if bracket is not None else (0, count)
-    parts = (
-        ("skipped", 0, low, colours.skipped, _("stays float")),
-        ("open", low, high, colours.ineligible, _("still open")),
-        ("quantised", high, count, colours.quantised, _("can be quantised")),
+    figure.update_layout(meta={"click": "columns"})
+    figure.add_scatter(
+        x=np.arange(count),
+        y=np.full(count, 0.5),
+        mode="markers",
+        marker={"opacity": 0},
+        customdata=np.asarray(ranking, dtype=object),
+        hoverinfo="skip",
+        showlegend=False,
     )
-    for state, start, stop, colour, title in parts:
-        if stop <= start:
+    held = pins or {}
+    free = [i for i in range(count) if ranking[i] not in held]
+    linear = best is None or set(ranking[: len(best)]) == set(best)
+    floats = set(ranking[:low] if linear else best or ())
+    opened = set(ranking[low:high] if linear else ())
+    closed = _("can be quantised") if linear else _("quantised in the best trial so far")
+    parts: tuple[tuple[str, list[int], str, str], ...] = (
+        (
+            "skipped",
+            [i for i in free if ranking[i] in floats],
+            colours.skipped,
+            _("stays float") if linear else _("float in the best trial so far"),
+        ),
+        ("open", [i for i in free if ranking[i] in opened], colours.ineligible, _("still open")),
+        (
+            "quantised",
+            [i for i in free if ranking[i] not in floats | opened],
+            colours.quantised,
+            closed,
+        ),
+        (
+            "pinned",
+            [i for i in range(count) if held.get(ranking[i]) is True],
+            colours.pinned,
+            _("pinned, quantised"),
+        ),
+        (
+            "pinned_float",
+            [i for i in range(count) if held.get(ranking[i]) is False],
+            colours.pinned_float,
+            _("pinned, stays float"),
+        ),
+    )
+    for state, places, colour, title in parts:
+        if not places:
             continue
-        names = list(ranking[start:stop])
+        names = [ranking[i] for i in places]
         figure.add_bar(
-            x=np.arange(start, stop),
-            y=np.ones(stop - start),
+            x=places,
+            y=np.ones(len(places)),
             name=title,
             width=0.92,
             customdata=np.asarray(names, dtype=object),
             hovertext=[
-                f"<b>{name}</b><br>{_('rank')} {start + i + 1} · {title}"
-                for i, name in enumerate(names)
+                f"<b>{name}</b><br>{_('rank')} {i + 1} · {title}"
+                for i, name in zip(places, names, strict=True)
             ],
             hovertemplate="%{hovertext}<extra></extra>",
             marker={
@@ -192,7 +241,7 @@ def bracket_strip(
                 "pattern": hatch(state, dark),
             },
         )
-    for edge in {low, high}:
+    for edge in {low, high} if linear else ():
         figure.add_vline(x=edge - 0.5, line={"color": colours.text, "width": 2})
     if cut is not None:
         figure.add_vline(x=cut - 0.5, line={"color": colours.accent, "width": 3, "dash": "dot"})

@@ -48,12 +48,14 @@ QUANTITIES: dict[str, Quantity] = {
     "parameters": Quantity("parameters", "parameters", True, 0),
 }
 
-STATES = ("quantised", "worse", "skipped", "ineligible")
+STATES = ("quantised", "worse", "skipped", "ineligible", "pinned", "pinned_float")
 STATE_TITLES = {
     "quantised": "quantised",
     "worse": "quantised, worse than the line",
     "skipped": "stays float",
     "ineligible": "cannot be quantised",
+    "pinned": "pinned, quantised now",
+    "pinned_float": "pinned, float now",
 }
 
 
@@ -86,12 +88,19 @@ def below_threshold(layers: pd.DataFrame, threshold: float) -> list[str]:
 
 
 def bar_states(layers: pd.DataFrame, threshold: float) -> list[str]:
-    """State of each layer as drawn: the table's state, or ``worse`` beyond the threshold."""
+    """State of each layer as drawn: the table's state, ``worse`` beyond the threshold, or pinned.
+
+    A pinned layer is drawn by what it is now, which a search changes to what it is held at.
+    """
     cosine = quantity_values(layers, "cosine")
     states = [str(state) for state in layers["state"]]
+    pins = layers["pin"].tolist() if "pin" in layers else [""] * len(states)
+    pinned = {"quantised": "pinned", "skipped": "pinned_float"}
     return [
-        "worse" if state == "quantised" and value < threshold else state
-        for state, value in zip(states, cosine, strict=True)
+        pinned.get(state, state)
+        if pin
+        else ("worse" if state == "quantised" and value < threshold else state)
+        for state, value, pin in zip(states, cosine.tolist(), pins, strict=True)
     ]
 
 
@@ -100,12 +109,18 @@ def hover_texts(layers: pd.DataFrame) -> list[str]:
     accumulated, unmeasured = _("accumulated"), _("not measured yet: press Analyse")
     parameters = _("parameters")
     columns = "name type shape eligible reason cosine error sqnr accumulated_error parameters macs"
+    pins = layers["pin"].tolist() if "pin" in layers else [""] * len(layers)
+    held = {"float": _("every search leaves it float"), "quantised": _("every search quantises it")}
     texts = []
-    for row in zip(*(layers[column].tolist() for column in columns.split()), strict=True):
+    for *row, pin in zip(
+        *(layers[column].tolist() for column in columns.split()), pins, strict=True
+    ):
         name, kind, shape, eligible, reason, cosine, error, sqnr, depth, weights, macs = row
         text = f"<b>{escape(name)}</b><br>{kind} {shape}"
         if not eligible and reason:
             text += f"<br>{escape(reason)}"
+        if pin:
+            text += f"<br>{_('pinned')}: {held[pin]}"
         if cosine == cosine:  # a NaN is not equal to itself
             text += f"<br>cos {cosine:.6f} · 1−cos {error:.3e} · SQNR {sqnr:.1f} dB"
             if depth == depth:

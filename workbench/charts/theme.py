@@ -25,6 +25,8 @@ class Palette:
     skipped: str
     ineligible: str
     pruned: str
+    pinned: str
+    pinned_float: str
     float: str
     good: str
     bad: str
@@ -41,6 +43,8 @@ LIGHT = Palette(
     skipped="#a9b3be",
     ineligible="#dbe0e6",
     pruned="#7a5ea8",
+    pinned="#a8690a",
+    pinned_float="#d8bd8c",
     float="#66717f",
     good="#2e7d4f",
     bad="#c8372d",
@@ -56,6 +60,8 @@ DARK = Palette(
     skipped="#6b7684",
     ineligible="#3d4650",
     pruned="#b79be0",
+    pinned="#e3a83f",
+    pinned_float="#7d683d",
     float="#97a3b1",
     good="#67c48d",
     bad="#ff7a6b",
@@ -68,6 +74,8 @@ PATTERNS: dict[str, str] = {
     "skipped": "/",
     "ineligible": "x",
     "pruned": ".",
+    "pinned": "+",
+    "pinned_float": "|",
     "float": "-",
     "open": "\\",
 }

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from workbench.engine.errors import WrongType, WrongValue
+from workbench.engine.files.layer_rules import int16_obstacle, rules_for, weight_bits_obstacle
 from workbench.engine.graph.layers import LayerInfo
 
 FLAGS = ("quant_enable", "retrain_enable")
 """Boolean columns that a click toggles."""
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "act_algo": ("ifmr",),
-    "wts_algo": ("arq_quantize",),
+    "act_algo": ("ifmr", "hfmg"),
+    "wts_algo": ("arq_quantize", "ada_quantize"),
     "channel_wise": (False, True),
     "act_bits": (8, 16),
     "wts_bits": (8, 7, 6, 4),
 }
 """Columns with a menu, and what the engine of this version can do in each."""
 
-EDITABLE = (*FLAGS, *OPTIONS)
+NUMBERS = {"dmq": (0.2, 0.8)}
+"""Number columns and their range; 0 stands for "not used"."""
+
+EDITABLE = (*FLAGS, *OPTIONS, *NUMBERS)
 
 MEASURED = ("cosine", "error", "sqnr", "accumulated_error", "weight_range")
 
@@ -35,6 +40,7 @@ COLUMNS = (
     *EDITABLE,
     *MEASURED,
     "state",
+    "pin",
 )
 
 
@@ -44,6 +50,8 @@ def checked(column: str, value: Any) -> Any:
         if not isinstance(value, bool) and type(value).__name__ != "bool":
             raise WrongType(f"{value!r} is not true or false", where=column)
         return bool(value)
+    if column in NUMBERS:
+        return _number(column, value)
     if column not in OPTIONS:
         raise WrongValue(
             f"column {column!r} cannot be edited",
@@ -59,10 +67,37 @@ def checked(column: str, value: Any) -> Any:
     )
 
 
+def _number(column: str, value: Any) -> float:
+    """``value`` as a float; None and NaN are 0, as an emptied cell gives them."""
+    low, high = NUMBERS[column]
+    if value is None:
+        return 0.0
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise WrongType(f"{value!r} is not a number", where=column)
+    number = float(value)
+    if math.isnan(number) or number == 0.0:
+        return 0.0
+    if not low <= number <= high:
+        raise WrongValue(
+            f"{number:g} is not allowed", where=column, hint=f"Allowed: {low} to {high}, or 0: off."
+        )
+    return number
+
+
 def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     """Why a layer cannot have ``value`` in ``column``; empty if it can."""
     if not layer.eligible:
         return layer.reason or "the layer cannot be quantised"
     if column == "channel_wise" and value and not layer.channel_wise:
         return f"{layer.type} has one weight scale for all channels"
+    if column in ("wts_algo", "wts_bits") and not layer.has_weight:
+        return f"a {layer.type} has no weights"
+    if column == "act_bits" and value == 16:
+        return int16_obstacle(layer)
+    if column == "wts_bits":
+        return weight_bits_obstacle(layer, value)
+    if column == "wts_algo" and value == "ada_quantize" and not rules_for(layer).ada:
+        return f"rounding cannot be learned for a {layer.type}; use arq_quantize"
+    if column == "dmq" and value and not rules_for(layer).dmq:
+        return f"a {layer.type} has no channels to balance"
     return ""

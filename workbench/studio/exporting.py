@@ -117,7 +117,9 @@ def _parity(
 ) -> tuple[ParityLine, ...]:
     from workbench.engine.export.verify import verify_export
 
-    module = to_fake_quant(calibration.folded, calibration.finalize())
+    module = to_fake_quant(
+        calibration.folded, calibration.finalize(), weights=calibration.fake_weights
+    )
     try:
         found = verify_export(
             module, prefix, workspace.source.calibration[:1], on_event=report, cancel=cancel

@@ -86,14 +86,7 @@ class Figures:
 
     def generated_columns(self) -> dict[str, list[Any]]:
         """The settings that a generated configuration has, by column and row."""
-        count = len(self._infos)
-        return {
-            "act_algo": ["ifmr"] * count,
-            "wts_algo": ["arq_quantize"] * count,
-            "channel_wise": [layer.eligible and layer.channel_wise for layer in self._infos],
-            "act_bits": [8] * count,
-            "wts_bits": [8] * count,
-        }
+        return ptq.generated_columns(self._infos)
 
     def learn(self, trials: Iterable[Trial]) -> None:
         """A trial's metric counts for its configuration; a real calibration outranks a probe."""

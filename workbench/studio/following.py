@@ -10,10 +10,11 @@ from workbench.engine.errors import WrongValue
 from workbench.studio import edits, jobtable, results
 from workbench.studio.figures import Figures
 from workbench.studio.measurements import Measurement
+from workbench.studio.pins import read_pins
 from workbench.studio.project import Project
 from workbench.studio.state import Change, JobState
 from workbench.studio.store import Cells
-from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements
+from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements, with_pins
 
 if TYPE_CHECKING:
     from workbench.engine.graph.layers import LayerInfo
@@ -71,7 +72,8 @@ class Follower:
         rows = store.measurements()
         self._measured = {(m.name, m.settings): m for m in rows}
         self._measured_seq = max((m.seq for m in rows), default=0)
-        table = build_table(self.infos, columns, store.weight_ranges(), self._measured)
+        pins = read_pins(store)
+        table = build_table(self.infos, columns, store.weight_ranges(), self._measured, pins)
         self.figures.reset(self.infos, table)
         self._last_trial = 0
         can_undo, can_redo = edits.stacks(store)
@@ -115,6 +117,9 @@ class Follower:
         for key, value in results.changed_meta(self._store, self._meta).items():
             if key == "figures":
                 self.figures.known(value)
+            elif key == "pins":
+                updates["pins"] = value
+                updates["layers"] = with_pins(updates.get("layers", table), value)
             else:
                 updates[key] = value
         return updates

@@ -16,7 +16,7 @@ from workbench.studio.errors import JobActive
 from workbench.studio.state import ErrorText, JobState
 from workbench.studio.store import Store
 
-_FIELDS = "id, kind, state, done, total, message, started, seconds_left, error"
+_FIELDS = "id, kind, state, done, total, message, started, seconds_left, error, pause"
 
 
 def submit(store: Store, kind: str, args: Mapping[str, Any], *, runner: str) -> int:
@@ -86,13 +86,28 @@ def end_job(
 def request_cancel(store: Store, job: int) -> bool:
     """Ask for the end of a job; one that nobody has begun yet ends here and now."""
     with store.write() as connection:
-        connection.execute("UPDATE jobs SET cancel = 1 WHERE id = ? AND active = 1", (job,))
+        connection.execute(
+            "UPDATE jobs SET cancel = 1, pause = 0 WHERE id = ? AND active = 1", (job,)
+        )
         cursor = connection.execute(
             "UPDATE jobs SET state = 'cancelled', active = NULL, ended = ? "
             "WHERE id = ? AND state = 'queued'",
             (time.time(), job),
         )
         return cursor.rowcount == 1
+
+
+def request_pause(store: Store, job: int, on: bool) -> None:
+    """Ask a job to hold at its next step, or to go on."""
+    with store.write() as connection:
+        connection.execute(
+            "UPDATE jobs SET pause = ? WHERE id = ? AND active = 1 AND cancel = 0", (int(on), job)
+        )
+
+
+def pause_requested(store: Store, job: int) -> bool:
+    row = store.connection.execute("SELECT pause FROM jobs WHERE id = ?", (job,)).fetchone()
+    return row is not None and bool(row[0])
 
 
 def cancel_requested(store: Store, job: int) -> bool:
@@ -157,14 +172,15 @@ def is_alive(pid: int, created: float) -> bool:
 
 def _state(row: tuple[Any, ...]) -> JobState:
     error = ErrorText(**json.loads(row[8])) if row[8] else None
+    paused = row[2] == "running" and bool(row[9])
     return JobState(
         id=int(row[0]),
         kind=str(row[1]),
-        state=str(row[2]),
+        state="paused" if paused else str(row[2]),
         done=int(row[3]),
         total=int(row[4]),
         message=str(row[5]),
         started=float(row[6] or 0.0),
-        seconds_left=row[7],
+        seconds_left=None if paused else row[7],
         error=error,
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import onnxruntime as ort
 import torch
 from torch import Tensor
 
-from workbench.engine.events import CancelToken, check
-
-MIN_ROUNDS, MAX_ROUNDS = 7, 50
-SECONDS = 1.0
+from workbench.engine.events import CancelToken
+from workbench.engine.export.timing import time_in_turn
 
 
 class OrtModel:
@@ -62,28 +59,10 @@ def _fixed(value: Any, shape: Sequence[Any]) -> Any:
 def latencies(
     models: Mapping[str, OrtModel], inputs: Sequence[Tensor], *, cancel: CancelToken
 ) -> dict[str, tuple[float, float]]:
-    """Median and interquartile range in milliseconds for one batch, file after file in turn.
-
-    Taking turns keeps a slow moment of the machine from counting against one file only.
-    """
+    """Median and interquartile range in milliseconds for one batch, file after file in turn."""
     feeds = {kind: model.feed(inputs) for kind, model in models.items()}
-    times: dict[str, list[float]] = {kind: [] for kind in models}
-    for kind, model in models.items():
-        model.run(feeds[kind])
-    end = time.perf_counter() + SECONDS
-    rounds = 0
-    while rounds < MIN_ROUNDS or (rounds < MAX_ROUNDS and time.perf_counter() < end):
-        for kind, model in models.items():
-            check(cancel)
-            start = time.perf_counter()
-            model.run(feeds[kind])
-            times[kind].append(1000.0 * (time.perf_counter() - start))
-        rounds += 1
-    results = {}
-    for kind, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        results[kind] = (middle, high - low)
-    return results
+    runs = {kind: partial(model.run, feeds[kind]) for kind, model in models.items()}
+    return time_in_turn(runs, cancel=cancel)
 
 
 def size_on_disk(path: Path) -> int:

@@ -29,7 +29,7 @@ def write_measurements(
     """Keep measurements under the settings they were made with; None: those of the moment."""
     if settings is None:
         found = connection.execute(
-            "SELECT name, act_algo, wts_algo, channel_wise, act_bits, wts_bits "
+            "SELECT name, act_algo, wts_algo, channel_wise, act_bits, wts_bits, dmq "
             "FROM layers JOIN configuration USING (idx)"
         )
         settings = {row[0]: settings_key(*row[1:]) for row in found}
@@ -48,10 +48,16 @@ def write_measurements(
 
 
 def settings_key(
-    act_algo: str, wts_algo: str, channel_wise: bool | int, act_bits: int, wts_bits: int
+    act_algo: str,
+    wts_algo: str,
+    channel_wise: bool | int,
+    act_bits: int,
+    wts_bits: int,
+    dmq: float = 0.0,
 ) -> str:
     """What a layer's measurement depends on, as text."""
-    return f"{act_algo}/{act_bits}/{wts_algo}/{wts_bits}/{int(bool(channel_wise))}"
+    plain = f"{act_algo}/{act_bits}/{wts_algo}/{wts_bits}/{int(bool(channel_wise))}"
+    return f"{plain}/dmq{dmq:g}" if dmq else plain
 
 
 def read_measurements(connection: sqlite3.Connection, since: int) -> list[Measurement]:

@@ -29,10 +29,21 @@ Score = Callable[[Model, Iterable[tuple[tuple[Tensor, ...], Tensor | None]]], fl
 """``metric(model, batches) -> float``: a higher value is better; ``batches`` can be read once."""
 
 
+SampleScores = Callable[[Model, tuple[Tensor, ...], Tensor | None], Tensor]
+"""Scores of the samples of one batch; the metric is their mean."""
+
+
 @dataclass(frozen=True)
 class Metric:
+    """``samples``: the score of each sample, where the metric is a mean over samples.
+
+    ``limits``: smallest and largest score of a sample.
+    """
+
     name: str
     score: Score
+    samples: SampleScores | None = None
+    limits: tuple[float, float] | None = None
 
     def __call__(
         self,
@@ -101,6 +112,14 @@ def top1(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None
     return right / count if count else math.nan
 
 
+def top1_samples(model: Model, inputs: tuple[Tensor, ...], target: Tensor | None) -> Tensor:
+    """1 for a sample whose largest output is at the label, else 0; a mean where labels are many."""
+    if target is None:
+        raise WrongValue("top1 needs labels", where="metric", hint="Give data with labels.")
+    right = first_tensor(model(*inputs)).argmax(dim=1).cpu() == target.cpu()
+    return right.double().reshape(len(right), -1).mean(dim=1)
+
+
 def psnr(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> float:
     """Peak signal-to-noise ratio in decibel for signals in [0, 1], over all samples together."""
     squared, count = 0.0, 0
@@ -124,18 +143,20 @@ class CosineToFloat:
         self, model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]
     ) -> float:
         total, count = 0.0, 0
-        for inputs, _ in batches:
-            wanted = first_tensor(self._reference(*inputs)).double().cpu()
-            output = first_tensor(model(*inputs)).double().cpu()
-            rows = max(1, wanted.shape[0]) if wanted.dim() else 1
-            a, b = wanted.reshape(rows, -1), output.reshape(rows, -1)
-            norms = a.norm(dim=1) * b.norm(dim=1)
-            cosine = torch.where(
-                norms > 0, (a * b).sum(dim=1) / norms, (a == b).all(dim=1).double()
-            )
+        for inputs, target in batches:
+            cosine = self.samples(model, inputs, target)
             total += float(cosine.sum())
-            count += rows
+            count += len(cosine)
         return total / count if count else math.nan
+
+    def samples(self, model: Model, inputs: tuple[Tensor, ...], target: Tensor | None) -> Tensor:
+        """The cosine of each sample of one batch."""
+        wanted = first_tensor(self._reference(*inputs)).double().cpu()
+        output = first_tensor(model(*inputs)).double().cpu()
+        rows = max(1, wanted.shape[0]) if wanted.dim() else 1
+        a, b = wanted.reshape(rows, -1), output.reshape(rows, -1)
+        norms = a.norm(dim=1) * b.norm(dim=1)
+        return torch.where(norms > 0, (a * b).sum(dim=1) / norms, (a == b).all(dim=1).double())
 
 
 BUILT_IN = ("top1", "psnr", "cosine")
@@ -155,11 +176,13 @@ def resolve(
     if not name:
         name = "top1" if target is not None and not target.is_floating_point() else "cosine"
     if name == "top1":
-        return Metric(name, top1)
+        return Metric(name, top1, top1_samples, (0.0, 1.0))
     if name == "psnr":
         return Metric(name, psnr)
     if name == "cosine":
-        return Metric(name, CosineToFloat(reference))
+        cosine = CosineToFloat(reference)
+        # Rounding takes a cosine a little beyond 1.
+        return Metric(name, cosine, cosine.samples, (-1.0 - 1e-9, 1.0 + 1e-9))
     if ":" in name:
         function = load_object(name, what="metric")
         if not callable(function):

@@ -45,16 +45,62 @@ def with_rows(
             )
             if (weight.num_bits, weight.wts_algo, weight.channel_wise) != new:
                 weight = replace(weight, num_bits=new[0], wts_algo=new[1], channel_wise=new[2])
-        enabled = bool(columns["quant_enable"][row])
         changed[layer.name] = replace(
-            entry, quant_enable=enabled, activation=activation, weight=weight
+            entry,
+            quant_enable=bool(columns["quant_enable"][row]),
+            activation=activation,
+            weight=weight,
+            dmq_balancer_param=float(columns["dmq"][row]) or None,
         )
     return replace(config, layers=changed)
+
+
+def generated_columns(layers: Sequence[LayerInfo]) -> dict[str, list[Any]]:
+    """The settings that a generated configuration has, by column and row."""
+    count = len(layers)
+    return {
+        "act_algo": ["ifmr"] * count,
+        "wts_algo": ["arq_quantize"] * count,
+        "channel_wise": [layer.eligible and layer.channel_wise for layer in layers],
+        "act_bits": [8] * count,
+        "wts_bits": [8] * count,
+        "dmq": [0.0] * count,
+    }
+
+
+def changed_settings(layers: Sequence[LayerInfo], columns: Columns) -> dict[str, dict[str, Any]]:
+    """Layer to column to value, where it is not as generated."""
+    generated = generated_columns(layers)
+    found: dict[str, dict[str, Any]] = {}
+    for row, layer in enumerate(layers):
+        for column in SETTINGS if layer.eligible else ():
+            if columns[column][row] != generated[column][row]:
+                found.setdefault(layer.name, {})[column] = columns[column][row]
+    return found
 
 
 def from_columns(layers: Sequence[LayerInfo], columns: Columns, batch_num: int) -> QuantConfig:
     base = base_config(layers, batch_num)
     return with_rows(base, layers, columns, range(len(layers)))
+
+
+def to_columns(
+    config: QuantConfig, layers: Sequence[LayerInfo], columns: Columns
+) -> dict[str, list[Any]]:
+    """``columns`` with what ``config`` says; layers that it does not name keep their settings."""
+    result = {column: list(values) for column, values in columns.items()}
+    for row, layer in enumerate(layers):
+        entry = config.layers.get(layer.name)
+        result["quant_enable"][row] = entry is not None and entry.quant_enable
+        if entry is None:
+            continue
+        result["act_bits"][row] = entry.activation.num_bits
+        result["act_algo"][row] = entry.activation.act_algo
+        if entry.weight is not None:
+            result["wts_bits"][row] = entry.weight.num_bits
+            result["wts_algo"][row] = entry.weight.wts_algo
+            result["channel_wise"][row] = entry.weight.channel_wise
+    return result
 
 
 def columns_of(table: pd.DataFrame) -> dict[str, Any]:
@@ -66,7 +112,10 @@ def row_text(layer: LayerInfo, columns: Columns, row: int) -> str:
     """A layer's settings as one line; empty for a layer that stays float, whatever they are."""
     if not columns["quant_enable"][row]:
         return ""
-    return "\t".join([layer.name, *(str(columns[column][row]) for column in SETTINGS)])
+    settings = [str(columns[column][row]) for column in SETTINGS if column != "dmq"]
+    # Without a balancer the text, and with it the hash, is that of projects before there was one.
+    balancer = [f"dmq {columns['dmq'][row]}"] if columns["dmq"][row] else []
+    return "\t".join([layer.name, *settings, *balancer])
 
 
 def hash_of(rows: Iterable[str], batch_num: int) -> str:

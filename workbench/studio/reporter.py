@@ -75,6 +75,11 @@ class Reporter:
             self._dirty = self._dirty or not self.cancelling
             self.cancelling = True
 
+    def leave_out(self, seconds: float) -> None:
+        """A pause of ``seconds`` says nothing about how fast the job is."""
+        with self._lock:
+            self._began += seconds
+
     def __call__(self, event: Event) -> None:
         with self._lock:
             self._dirty = True
@@ -153,7 +158,7 @@ class Reporter:
 
 
 class Heart:
-    """A thread beside a job: passes a cancel on, and flushes progress while the engine is busy."""
+    """A thread beside a job: passes a cancel and a pause on, and flushes progress meanwhile."""
 
     def __init__(self, store: Store, job: int, cancel: CancelToken, reporter: Reporter) -> None:
         self._store, self._job, self._cancel, self._reporter = store, job, cancel, reporter
@@ -169,11 +174,18 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        last = time.monotonic()
+        last = paused = time.monotonic()
         while not self._stop.wait(BEAT_SECONDS):
             if jobtable.cancel_requested(self._store, self._job):
                 self._cancel.cancel()
                 self._reporter.say_cancelling()
+            elif jobtable.pause_requested(self._store, self._job) != self._cancel.paused:
+                if self._cancel.paused:
+                    self._reporter.leave_out(time.monotonic() - paused)
+                    self._cancel.resume()
+                else:
+                    paused = time.monotonic()
+                    self._cancel.pause()
             if time.monotonic() - last >= FLUSH_SECONDS:
                 last = time.monotonic()
                 self._reporter.flush()

@@ -6,13 +6,14 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from workbench.studio.pins import as_pins
 from workbench.studio.state import Change, ExportedFile, ExportResult, ParityLine, Summary
 from workbench.studio.store import Cells, Store
 
@@ -21,15 +22,21 @@ if TYPE_CHECKING:
 
 TRIAL_COLUMNS = (
     "trial", "phase", "metric", "loss", "satisfied", "seconds", "n_float", "float_layers",
-    "config_hash", "kind",
+    "config_hash", "kind", "job", "share", "cached", "size", "bops",
+    "settings",
 )  # fmt: skip
 
-META_KEYS = ("figures", "ranking", "bracket", "exports")
+META_KEYS = ("figures", "ranking", "bracket", "exports", "inspected", "pins")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluated configuration. ``kind``: float, all, probe or final (calibrated for real)."""
+    """One evaluated configuration. ``kind``: float, all, probe or final (calibrated for real).
+
+    ``share`` of the samples was evaluated; ``cached``: known from an earlier run. ``size`` in
+    bytes and ``bops``, bit-operations a sample, are NaN in projects of earlier versions.
+    ``settings``: what differs from the generated configuration; None where it is not known.
+    """
 
     id: int
     trial: int
@@ -41,12 +48,19 @@ class Trial:
     seconds: float
     float_layers: tuple[str, ...]
     config_hash: str
+    job: int = 0
+    share: float = 1.0
+    cached: bool = False
+    size: float = math.nan
+    bops: float = math.nan
+    settings: Mapping[str, Mapping[str, Any]] | None = None
 
 
 def new_trials(store: Store, after: int) -> list[Trial]:
     rows = store.connection.execute(
         "SELECT id, trial, phase, kind, metric, loss, satisfied, seconds, float_layers, "
-        "config_hash FROM trials WHERE id > ? ORDER BY id",
+        "config_hash, job, share, cached, size, bops, settings FROM trials "
+        "WHERE id > ? ORDER BY id",
         (after,),
     ).fetchall()
     return [
@@ -61,6 +75,12 @@ def new_trials(store: Store, after: int) -> list[Trial]:
             seconds=float(row[7] or 0.0),
             float_layers=tuple(json.loads(row[8])),
             config_hash=row[9],
+            job=int(row[10] or 0),
+            share=float(row[11]),
+            cached=bool(row[12]),
+            size=math.nan if row[13] is None else float(row[13]),
+            bops=math.nan if row[14] is None else float(row[14]),
+            settings=None if row[15] is None else dict(json.loads(row[15])),
         )
         for row in rows
     ]
@@ -75,6 +95,11 @@ def no_trials() -> pd.DataFrame:
             "satisfied": bool,
             "seconds": np.float64,
             "n_float": np.int64,
+            "job": np.int64,
+            "share": np.float64,
+            "cached": bool,
+            "size": np.float64,
+            "bops": np.float64,
         }
     )
 
@@ -85,6 +110,7 @@ def with_trials(table: pd.DataFrame, trials: Sequence[Trial]) -> pd.DataFrame:
             (
                 t.trial, t.phase, math.nan if t.metric is None else t.metric, t.loss, t.satisfied,
                 t.seconds, len(t.float_layers), t.float_layers, t.config_hash, t.kind,
+                t.job, t.share, t.cached, t.size, t.bops, t.settings,
             )
             for t in trials
         ],
@@ -118,11 +144,13 @@ def read_exports(value: Any) -> ExportResult | None:
     )
 
 
-_READERS = {
+_READERS: Mapping[str, Callable[[Any], Any]] = {
     "figures": lambda value: value or {},
     "ranking": lambda value: tuple(value or ()),
+    "inspected": lambda value: value or {},
     "bracket": lambda value: None if value is None else (int(value[0]), int(value[1])),
     "exports": read_exports,
+    "pins": as_pins,
 }
 
 

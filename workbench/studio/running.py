@@ -10,10 +10,21 @@ from typing import Any
 from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken
 from workbench.studio import jobtable
+from workbench.studio.inspecting import inspect
 from workbench.studio.reporter import Heart, Reporter, trim_events
+from workbench.studio.searching import search
 from workbench.studio.state import ErrorText
-from workbench.studio.tasks import TASKS, Run
+from workbench.studio.tasks import Run, Task, analyse, evaluate, export, open_model
 from workbench.studio.workspace import Workspace, threads
+
+TASKS: dict[str, Task] = {
+    "open": open_model,
+    "analyse": analyse,
+    "inspect": inspect,
+    "search": search,
+    "evaluate": evaluate,
+    "export": export,
+}
 
 log = logging.getLogger("workbench.studio.jobs")
 

@@ -6,13 +6,17 @@ Only what differs from the defaults is written, so that a project is about a doz
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
 from workbench.studio.project import Project, safe_name
+from workbench.studio.search_script import IMPORTS as SEARCH_IMPORTS
+from workbench.studio.search_script import Option, search_lines
 
 if TYPE_CHECKING:
     from workbench.studio.figures import Figures
@@ -23,6 +27,7 @@ _PLACES = {
     "wts_bits": ("weight_quant_params", "num_bits"),
     "wts_algo": ("weight_quant_params", "wts_algo"),
     "channel_wise": ("weight_quant_params", "channel_wise"),
+    "dmq": ("", "dmq_balancer_param"),
 }
 
 
@@ -30,10 +35,13 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     """The script; run it anywhere, it writes into the folder ``reproduced``."""
     settings = project.settings
     name = safe_name(settings.name)
-    uses_json = bool(_option_lines(table, figures))
-    imports = ["import json"] if uses_json else []
+    options = changed_options(table, figures)
+    search = search_lines(project, figures, options)
+    imports = ["import json"] if options else []
+    imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]
     imports += ["import workbench.engine as engine"]
+    imports += [line for line in SEARCH_IMPORTS[1:] if search]
     source_imports, source_lines = _source(project, figures.batch_num)
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
@@ -48,10 +56,11 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         "out.mkdir(exist_ok=True)",
         'names = ("ptq.json", "ptq.record.txt", "ptq.onnx")',
         "config, record, graph = (str(out / name) for name in names)",
-        *_config_lines(table, figures),
-        *_option_lines(table, figures),
+        *_config_lines(table, figures, search),
+        *_option_lines(options),
+        *_balance_lines(table),
         "calibration = engine.quantize_model("
-        f"config, graph, record, model, batches[0]{_seed(settings.seed)})",
+        f"config, graph, record, model, batches[0]{_learning(table)}{_seed(settings.seed)})",
         "for batch in batches:",
         "    calibration(*batch)",
         f"engine.save_model(graph, record, str(out / {name!r}))",
@@ -61,6 +70,13 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
 
 def _seed(seed: int) -> str:
     return f", seed={seed}" if seed else ""
+
+
+def _learning(table: pd.DataFrame) -> str:
+    """Learned rounding looks at the data before the calibration does."""
+    if table.empty or not (table["quant_enable"] & (table["wts_algo"] == "ada_quantize")).any():
+        return ""
+    return ", calibration_data=batches"
 
 
 def _plain(text: str) -> str:
@@ -120,44 +136,79 @@ def _stored_lines(path: Path, batch_num: int) -> list[str]:
     ]
 
 
-def _config_lines(table: pd.DataFrame, figures: Figures) -> list[str]:
+def _config_lines(table: pd.DataFrame, figures: Figures, search: list[str]) -> list[str]:
     skipped: list[str] = []
     if not table.empty:
         skipped = table[table["eligible"] & ~table["quant_enable"]]["name"].tolist()
     call = f"engine.create_quant_config(config, model, batches[0], batch_num={figures.batch_num}"
-    if not skipped:
+    if not skipped and not search:
         return [f"{call})"]
     names = ", ".join(repr(name) for name in skipped)
-    if len(names) < 60:
-        return [f"skip = [{names}]", f"{call}, skip_layers=skip)"]
-    return ["skip = [", *(f"    {name!r}," for name in skipped), "]", f"{call}, skip_layers=skip)"]
+    lines = [f"skip = [{names}]"]
+    if len(names) >= 60:
+        lines = ["skip = [", *(f"    {name!r}," for name in skipped), "]"]
+    return [*lines, *search, f"{call}, skip_layers=skip)"]
 
 
-def _option_lines(table: pd.DataFrame, figures: Figures) -> list[str]:
-    """Settings that differ from the generated configuration, as edits of its JSON."""
+def _balance_lines(table: pd.DataFrame) -> list[str]:
+    """A DMQ balancer needs a step of its own before the quantisation."""
+    if table.empty or not (table["quant_enable"] & (table["dmq"] > 0)).any():
+        return []
+    return [
+        "balancing = engine.quantize_preprocess(config, record, model, batches[0])",
+        "balancing(*batches[0])",
+    ]
+
+
+def _place(group: str, key: str) -> str:
+    return f"[{group!r}][{key!r}]" if group else f"[{key!r}]"
+
+
+def changed_options(table: pd.DataFrame, figures: Figures) -> list[Option]:
+    """Settings that differ from the generated configuration."""
     if table.empty or not table["eligible"].any():
         return []
     generated = figures.generated_columns()
     columns = ptq.columns_of(table)
-    edits: list[tuple[str, str, str, Any]] = []
+    found: list[Option] = []
     for row, (name, eligible, kind) in enumerate(
         zip(table["name"], table["eligible"], table["type"], strict=True)
     ):
         if not eligible:
             continue
-        for column, (group, key) in _PLACES.items():
+        for column, (group, _) in _PLACES.items():
             if kind == "AvgPool2d" and group == "weight_quant_params":
                 continue
             if columns[column][row] != generated[column][row]:
-                edits.append((name, group, key, columns[column][row]))
-    if not edits:
+                found.append((name, column, columns[column][row]))
+    return found
+
+
+def _hfmg_lines(names: Sequence[str]) -> list[str]:
+    """HFMG has none of the keys of IFMR, which the generated configuration is written with."""
+    if not names:
         return []
+    return [
+        f"for name in {json.dumps(names, ensure_ascii=False)}:",
+        '    activation = settings[name]["activation_quant_params"]',
+        f"    for key in {IFMR_ONLY}:",
+        "        del activation[key]",
+        '    activation["act_algo"] = "hfmg"',
+    ]
+
+
+def _option_lines(options: Sequence[Option]) -> list[str]:
+    """The same as edits of the configuration's JSON."""
+    if not options:
+        return []
+    edits = [(n, *_PLACES[column], value) for n, column, value in options if value != "hfmg"]
     lines = ["settings = json.loads(Path(config).read_text())"]
+    lines += _hfmg_lines([name for name, _, value in options if value == "hfmg"])
     same = {(group, key, value) for _, group, key, value in edits}
     if len(same) == 1 and len(edits) > 3:
         ((group, key, value),) = same
         names = json.dumps([name for name, *_ in edits], ensure_ascii=False)
-        lines += [f"for name in {names}:", f"    settings[name][{group!r}][{key!r}] = {value!r}"]
+        lines += [f"for name in {names}:", f"    settings[name]{_place(group, key)} = {value!r}"]
     else:
-        lines += [f"settings[{n!r}][{group!r}][{key!r}] = {v!r}" for n, group, key, v in edits]
+        lines += [f"settings[{n!r}]{_place(group, key)} = {v!r}" for n, group, key, v in edits]
     return [*lines, "Path(config).write_text(json.dumps(settings))"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,13 +13,15 @@ import param
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.studio import edits, jobtable, results
-from workbench.studio.columns import OPTIONS, checked, refusal
+from workbench.studio.columns import FLAGS, OPTIONS, checked, refusal
 from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
 from workbench.studio.flushing import ProjectFiles
 from workbench.studio.following import Follower
+from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
+from workbench.studio.steering import Steering
 from workbench.studio.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summar
 LIVENESS_SECONDS = 0.5
 
 
-class Session(param.Parameterized):
+class Session(Steering, param.Parameterized):
     """The live state a window binds to.
 
     Params change only in ``poll()`` and in the edit methods, always together in one batch, and
@@ -49,6 +51,8 @@ class Session(param.Parameterized):
     trials = param.Parameter(doc="DataFrame of all trials of the project.")
     bracket = param.Parameter(None, doc="Search: lowest and highest number of float layers left.")
     ranking = param.Parameter((), doc="Layer names, most sensitive first.")
+    pins = param.Dict({}, doc="Layers a search must leave quantised (True) or float (False).")
+    inspected = param.Parameter({}, doc="Layers with an inspection, and when each was made.")
     exports = param.Parameter(None, doc="What the last export wrote.")
     can_undo = param.Boolean(False)
     can_redo = param.Boolean(False)
@@ -180,6 +184,9 @@ class Session(param.Parameterized):
             if refused and len(rows) == 1:
                 raise WrongValue(refused, where=column, hint="Choose another layer.")
             self._apply(column, allowed, [value] * len(allowed), label)
+            if refused and column not in FLAGS:
+                left = len(rows) - len(allowed)
+                self.notice = f"{left} of {len(rows)} layers were left alone; {refused}"
 
     def _apply(self, column: str, rows: Sequence[int], values: Sequence[Any], label: str) -> None:
         table = self.layers
@@ -190,15 +197,35 @@ class Session(param.Parameterized):
             return
         seen = tuple(_plain(seen_column[row]) for row, _ in pairs)
         edit = CellEdit(column, tuple(r for r, _ in pairs), seen, tuple(v for _, v in pairs))
+        self._commit([edit], label)
+
+    def _commit(self, cells: Sequence[CellEdit], label: str) -> None:
         result = edits.apply_edit(
-            self.project.store, [edit], label=label, base_revision=self.revision
+            self.project.store, cells, label=label, base_revision=self.revision
         )
         if result.overtaken:
+            count = sum(len(edit.rows) for edit in cells)
             self.notice = (
-                f"{result.overtaken} of {len(pairs)} changes were overtaken by another window, "
+                f"{result.overtaken} of {count} changes were overtaken by another window, "
                 "whose values stay"
             )
         self.poll()
+
+    def use(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Give one layer several settings (by column) in one undoable step."""
+        row = self.row(name)
+        with self._lock:
+            cells = []
+            for column, given in settings.items():
+                value, now = checked(column, given), _plain(self.layers[column].iloc[row])
+                reason = refusal(self._follower.infos[row], column, value)
+                if reason:
+                    raise WrongValue(f"{name}: {reason}", where=column, hint="Choose another.")
+                if value != now:
+                    cells.append(CellEdit(column, (row,), (now,), (value,)))
+            if cells:
+                said = ", ".join(f"{edit.column} = {edit.values[0]}" for edit in cells)
+                self._commit(cells, f"{name}: {said}")
 
     def undo(self) -> None:
         """Take the project's newest edit back, whichever window made it."""
@@ -215,6 +242,33 @@ class Session(param.Parameterized):
         """Calibrate, measure every layer's similarity, and evaluate float and all quantised."""
         self.start("analyse", wait=wait)
 
+    def inspect(
+        self,
+        name: str,
+        *,
+        algorithms: Sequence[str] | None = None,
+        ada_iterations: int = 1000,
+        wait: bool = True,
+    ) -> None:
+        """Compare the ways to quantise one layer; ``inspection`` has what was found.
+
+        ``algorithms``: of ifmr, hfmg, minmax, arq_quantize, ada_quantize those to try; None: all
+        but ``ada_quantize``, which learns for ``ada_iterations`` steps. Error: ``WrongValue`` for
+        a layer that cannot be quantised.
+        """
+        reason = refusal(self._follower.infos[self.row(name)], "quant_enable", True)
+        if reason:
+            raise WrongValue(f"{name}: {reason}", where="inspect", hint="Choose another layer.")
+        chosen = None if algorithms is None else list(algorithms)
+        self.start(
+            "inspect", wait=wait, name=name, algorithms=chosen, ada_iterations=int(ada_iterations)
+        )
+
+    def inspection(self, name: str) -> Inspection | None:
+        """What the last ``inspect`` of a layer found; None before the first."""
+        self.row(name)
+        return stored_inspection(self.project.store, name)
+
     def evaluate(self, *, wait: bool = True) -> None:
         """Calibrate and evaluate the configuration as it is now."""
         self.start("evaluate", wait=wait)
@@ -223,13 +277,21 @@ class Session(param.Parameterized):
         self,
         *,
         max_loss: float = 0.005,
-        strategy: str = "BinarySearch",
+        strategy: str = "Recover",
         sensitivity: str = "CosineSimilarity",
+        objective: str = "size",
+        pareto_trials: int = 60,
         wait: bool = True,
     ) -> None:
         """Search the fewest layers that must stay float for a loss of at most ``max_loss``.
 
         The accepted configuration becomes the project's, as one edit that can be undone.
+        ``strategy``: 'Recover', 'BinarySearch', 'BinarySearchVerified', 'Greedy' or 'Pareto', which
+        also chooses weight bits and algorithms and looks at ``pareto_trials`` configurations for
+        the cheapest in ``objective``: 'size', 'bops' or 'latency'. ``sensitivity``:
+        'CosineSimilarity', 'SQNR', 'MSE' or 'EndToEnd'. No trial is run twice in a project: a
+        search that was stopped or killed goes on where it was. See ``pause``, ``pin`` and
+        ``accept_best``.
         """
         self.start(
             "search",
@@ -237,6 +299,8 @@ class Session(param.Parameterized):
             max_loss=float(max_loss),
             strategy=strategy,
             sensitivity=sensitivity,
+            objective=objective,
+            pareto_trials=pareto_trials,
         )
 
     def export(self, prefix: str | None = None, *, wait: bool = True) -> None:

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 NAN = float("nan")
 
-JobKind = Literal["open", "analyse", "search", "evaluate", "export"]
-JOB_KINDS: tuple[JobKind, ...] = ("open", "analyse", "search", "evaluate", "export")
-ACTIVE_STATES = ("queued", "running")
+JobKind = Literal["open", "analyse", "inspect", "search", "evaluate", "export"]
+JOB_KINDS: tuple[JobKind, ...] = (
+    "open", "analyse", "inspect", "search", "evaluate", "export",
+)  # fmt: skip
+ACTIVE_STATES = ("queued", "running", "paused")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class ErrorText:
 
 @dataclass(frozen=True)
 class JobState:
-    """One long engine call; ``started`` in seconds since the epoch (0 while queued)."""
+    """One long engine call; ``started`` in seconds since the epoch (0 while queued).
+
+    ``state``: queued, running, paused, finished, failed or cancelled.
+    """
 
     id: int
     kind: str

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.graph.layers import LayerInfo
@@ -21,9 +21,17 @@ from workbench.studio.columns import EDITABLE
 from workbench.studio.errors import NotWritable
 from workbench.studio.measurements import Measurement, read_measurements, write_measurements
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from workbench.engine.analysis.cost import Cost
 
-_SCHEMA = """
+SCHEMA_VERSION = 3
+
+_INSPECTIONS = (
+    "CREATE TABLE IF NOT EXISTS inspections (name TEXT PRIMARY KEY, time REAL NOT NULL, "
+    "facts TEXT NOT NULL, data BLOB NOT NULL)"
+)
+
+_SCHEMA = f"""
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), tick INTEGER, revision INTEGER);
 INSERT INTO head VALUES (1, 0, 0);
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -31,7 +39,8 @@ CREATE TABLE layers (idx INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, info TE
                      weight_range REAL);
 CREATE TABLE configuration (idx INTEGER PRIMARY KEY, quant_enable INTEGER, retrain_enable INTEGER,
                             act_algo TEXT, wts_algo TEXT, channel_wise INTEGER,
-                            act_bits INTEGER, wts_bits INTEGER);
+                            act_bits INTEGER, wts_bits INTEGER,
+                            dmq REAL NOT NULL DEFAULT 0);
 CREATE TABLE edits (id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, cells TEXT NOT NULL,
                     undone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE changes (revision INTEGER PRIMARY KEY, cells TEXT NOT NULL);
@@ -43,6 +52,7 @@ CREATE TABLE requests (name TEXT PRIMARY KEY, time REAL);
 CREATE TABLE jobs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, args TEXT NOT NULL,
                    state TEXT NOT NULL, active INTEGER, runner TEXT NOT NULL,
                    pid INTEGER, pid_created REAL, cancel INTEGER NOT NULL DEFAULT 0,
+                   pause INTEGER NOT NULL DEFAULT 0,
                    done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
                    message TEXT NOT NULL DEFAULT '', queued REAL, started REAL, ended REAL,
                    seconds_left REAL, error TEXT);
@@ -51,11 +61,27 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER, time RE
                      kind TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE trials (id INTEGER PRIMARY KEY AUTOINCREMENT, job INTEGER, trial INTEGER, phase TEXT,
                      kind TEXT, metric REAL, loss REAL, satisfied INTEGER, seconds REAL,
-                     float_layers TEXT NOT NULL, config_hash TEXT NOT NULL);
+                     float_layers TEXT NOT NULL, config_hash TEXT NOT NULL,
+                     share REAL NOT NULL DEFAULT 1, cached INTEGER NOT NULL DEFAULT 0,
+                     size REAL, bops REAL, settings TEXT);
 CREATE INDEX trials_by_hash ON trials (config_hash);
 CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, pid_created REAL,
                      heartbeat REAL);
+{_INSPECTIONS};
 """
+
+_ADDED = {
+    2: (("configuration", "dmq REAL NOT NULL DEFAULT 0"),),
+    3: (
+        ("jobs", "pause INTEGER NOT NULL DEFAULT 0"),
+        ("trials", "share REAL NOT NULL DEFAULT 1"),
+        ("trials", "cached INTEGER NOT NULL DEFAULT 0"),
+        ("trials", "size REAL"),
+        ("trials", "bops REAL"),
+        ("trials", "settings TEXT"),
+    ),
+}
+"""Columns (table, definition) that came with a version after the first."""
 
 Cells = dict[str, tuple[tuple[int, ...], tuple[Any, ...]]]
 """Column to rows and their values."""
@@ -74,6 +100,8 @@ class Store:
         version = int(self.connection.execute("PRAGMA user_version").fetchone()[0])
         if version == 0 and not read_only:
             self._create()
+        elif version < SCHEMA_VERSION and not read_only:
+            self._bring_up_to_date()
         elif version != SCHEMA_VERSION:
             self.close()
             raise WrongValue(
@@ -94,6 +122,19 @@ class Store:
                     connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
+
+    def _bring_up_to_date(self) -> None:
+        """Add the columns that the version which wrote the project did not have."""
+        with self.write() as connection:
+            # Another process may have been faster between our look and the lock.
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            for later in range(version + 1, SCHEMA_VERSION + 1):
+                for table, column in _ADDED[later]:
+                    rows = connection.execute(f"PRAGMA table_info({table})").fetchall()
+                    if column.split()[0] not in [row[1] for row in rows]:
+                        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
+            connection.execute(_INSPECTIONS)
+            connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -254,6 +295,7 @@ class Store:
                 "changes",
                 "measurements",
                 "histograms",
+                "inspections",
                 "requests",
             ):
                 if table not in kept:
@@ -267,7 +309,7 @@ class Store:
             )
             connection.executemany(
                 "INSERT OR IGNORE INTO configuration "
-                "VALUES (?, ?, 0, 'ifmr', 'arq_quantize', ?, 8, 8)",
+                "VALUES (?, ?, 0, 'ifmr', 'arq_quantize', ?, 8, 8, 0)",
                 [
                     (i, int(layer.eligible), int(layer.channel_wise and layer.eligible))
                     for i, layer in enumerate(layers)
@@ -316,19 +358,31 @@ class Store:
         seconds: float,
         float_layers: Sequence[str],
         config_hash: str,
+        share: float = 1.0,
+        cached: bool = False,
+        cost: Cost | None = None,
+        settings: Mapping[str, Mapping[str, Any]] | None = None,
         trial: int | None = None,
     ) -> None:
-        """One evaluated configuration; ``trial`` None: the next number of the project."""
+        """One evaluated configuration; ``trial`` None: the next number of the project.
+
+        ``share`` of the samples was evaluated; ``cost``: of the model with this configuration;
+        ``settings``: what differs from the generated configuration, by layer and column.
+        """
         with self.write() as connection:
             if trial is None:
                 query = "SELECT coalesce(max(id), 0) FROM trials"
                 trial = int(connection.execute(query).fetchone()[0])
             connection.execute(
                 "INSERT INTO trials (job, trial, phase, kind, metric, loss, satisfied, seconds, "
-                "float_layers, config_hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "float_layers, config_hash, share, cached, size, bops, settings) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     job, trial, phase, kind, metric, loss, int(satisfied), seconds,
-                    json.dumps(list(float_layers)), config_hash,
+                    json.dumps(list(float_layers)), config_hash, share, int(cached),
+                    None if cost is None else cost.size_bytes,
+                    None if cost is None else cost.bit_operations,
+                    None if settings is None else json.dumps(settings),
                 ),
             )  # fmt: skip
 
@@ -336,10 +390,14 @@ class Store:
         """Drop what was found out about another model: trials, exports, figures."""
         with self.write() as connection:
             connection.execute("DELETE FROM trials")
+            connection.execute("DELETE FROM inspections")
             put_meta(
                 connection,
-                {"figures": {}, "ranking": [], "bracket": None, "exports": None, "record_hash": ""},
-            )
+                {
+                    "figures": {}, "ranking": [], "bracket": None, "exports": None,
+                    "record_hash": "", "inspected": {}, "search": None,
+                },
+            )  # fmt: skip
 
     # -- measurements -------------------------------------------------------------------------
 

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from workbench.engine.graph.layers import LayerInfo
-from workbench.studio.columns import COLUMNS, EDITABLE
+from workbench.studio.columns import COLUMNS, EDITABLE, NUMBERS
 from workbench.studio.measurements import Measurement, settings_key
 from workbench.studio.store import BOOLEAN, Cells
 
 Measured = Mapping[tuple[str, str], Measurement]
 """Layer and settings to what was measured with them."""
 
-SETTINGS = ("act_algo", "wts_algo", "channel_wise", "act_bits", "wts_bits")
+SETTINGS = ("act_algo", "wts_algo", "channel_wise", "act_bits", "wts_bits", "dmq")
 """Columns that a measurement depends on, in the order of ``settings_key``."""
 
 
@@ -25,6 +25,7 @@ def build_table(
     configuration: Mapping[str, Sequence[Any]],
     weight_ranges: Sequence[float | None],
     measured: Measured,
+    pins: Mapping[str, bool],
 ) -> pd.DataFrame:
     """All columns of the Layers table, in execution order."""
     total_macs = sum(layer.macs for layer in layers) or 1
@@ -47,7 +48,8 @@ def build_table(
         [np.nan if value is None else value for value in weight_ranges], dtype=np.float64
     )
     data["state"] = _states(data["eligible"], data["quant_enable"])
-    table = pd.DataFrame(data, columns=list(COLUMNS))
+    data["pin"] = ""
+    table = with_pins(pd.DataFrame(data, columns=list(COLUMNS)), pins)
     return with_measurements(table, measured)
 
 
@@ -61,6 +63,13 @@ def with_cells(table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
     if "quant_enable" in new:
         new["state"] = _states(table["eligible"].to_numpy(), new["quant_enable"])
     return table.assign(**new)
+
+
+def with_pins(table: pd.DataFrame, pins: Mapping[str, bool]) -> pd.DataFrame:
+    """A new table whose column ``pin`` is "quantised", "float" or, where nothing is held, ""."""
+    words = {True: "quantised", False: "float", None: ""}
+    pinned = [words[pins.get(str(name))] for name in table["name"]]
+    return table.assign(pin=np.array(pinned, dtype=object))
 
 
 def with_measurements(
@@ -95,7 +104,7 @@ def _column_array(column: str, values: Sequence[Any]) -> Any:
         return np.array(values, dtype=bool)
     if column.endswith("_bits"):
         return np.array(values, dtype=np.int64)
-    return np.array(values, dtype=object)
+    return np.array(values, dtype=np.float64 if column in NUMBERS else object)
 
 
 def _states(eligible: Any, quantized: Any) -> Any:

@@ -13,20 +13,16 @@ from typing import Any
 
 from torch import nn
 
-from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.errors import WrongState
 from workbench.engine.events import (
     CancelToken,
-    Event,
     LayerMeasured,
     LayerMeasurement,
-    TrialFinished,
 )
 from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import write_record
 from workbench.engine.files.sidecar import write_sidecar
 from workbench.engine.flows.calibration import Calibration
-from workbench.studio import edits
-from workbench.studio.edits import CellEdit
 from workbench.studio.measurements import settings_key
 from workbench.studio.project import write_whole
 from workbench.studio.reporter import Reporter
@@ -124,7 +120,7 @@ def analyse(run: Run) -> None:
     run.report.stages(7)
     ensure_open(run.workspace, run.report)
     source, store = run.source, run.store
-    _require_eligible(run.workspace)
+    require_eligible(run.workspace)
     wanted = run.workspace.configuration(everything=True)
     run.report.settings = _settings(run.workspace, wanted)
     run.report.stage("calibrating all layers")
@@ -156,7 +152,12 @@ def _measure(
     from workbench.engine.analysis.similarity import measure_layers
 
     return measure_layers(
-        calibration.folded, calibration.finalize(), batches, on_event=report, cancel=cancel
+        calibration.folded,
+        calibration.finalize(),
+        batches,
+        weights=calibration.fake_weights,
+        on_event=report,
+        cancel=cancel,
     )
 
 
@@ -169,7 +170,13 @@ def _measure_accumulated(
 ) -> None:
     from workbench.engine.analysis.similarity import accumulated_cosine
 
-    found = accumulated_cosine(calibration.folded, calibration.finalize(), batch, cancel=cancel)
+    found = accumulated_cosine(
+        calibration.folded,
+        calibration.finalize(),
+        batch,
+        weights=calibration.fake_weights,
+        cancel=cancel,
+    )
     for name, cosine in found.items():
         if name in measured:
             one = measured[name]
@@ -188,6 +195,7 @@ def evaluate_float(run: Run) -> float:
     store.add_trial(
         run.job, phase="original", kind="float", metric=metric, loss=0.0, satisfied=True,
         seconds=time.perf_counter() - start, float_layers=floats, config_hash="float",
+        cost=run.workspace.cost(None),
     )  # fmt: skip
     store.put(figures={**(store.get("figures") or {}), "metric_float": metric})
     return metric
@@ -199,14 +207,17 @@ def _evaluate(
     """The metric of a calibrated configuration, and a row in the project's trials."""
     source, store = run.source, run.store
     start = time.perf_counter()
-    quantized = to_fake_quant(calibration.folded, calibration.finalize())
+    quantized = to_fake_quant(
+        calibration.folded, calibration.finalize(), weights=calibration.fake_weights
+    )
     metric = source.metric(quantized, source.evaluation, on_event=run.report, cancel=run.cancel)
     known = (store.get("figures") or {}).get("metric_float")
     store.add_trial(
         run.job, phase=phase, kind=kind, metric=metric,
         loss=None if known is None else float(known) - metric, satisfied=True,
         seconds=time.perf_counter() - start,
-        float_layers=_float_layers(run.workspace, wanted.columns), config_hash=wanted.hash,
+        float_layers=left_float(run.workspace, wanted.columns), config_hash=wanted.hash,
+        cost=run.workspace.cost(wanted.config), settings=run.workspace.settings(wanted.columns),
     )  # fmt: skip
     return metric
 
@@ -215,7 +226,7 @@ def evaluate(run: Run) -> None:
     """Calibrate and evaluate the configuration as it is; its record becomes the project's."""
     run.report.stages(5)
     ensure_open(run.workspace, run.report)
-    _require_eligible(run.workspace)
+    require_eligible(run.workspace)
     wanted = run.workspace.configuration()
     _require_enabled(wanted)
     run.report.stage("calibrating")
@@ -236,78 +247,6 @@ def keep_record(workspace: Workspace, calibration: Calibration, wanted: Configur
     project.store.put(record_hash=wanted.hash)
 
 
-def search(run: Run) -> None:
-    """Find the fewest layers that must stay float; the answer becomes the configuration."""
-    from workbench.engine.search.auto_calibration import search_configuration
-    from workbench.studio.evaluator import StudioEvaluator
-
-    max_loss = _number(run.args.get("max_loss", 0.005), "max_loss")
-    run.report.stages(3)
-    ensure_open(run.workspace, run.report)
-    store = run.store
-    _require_eligible(run.workspace)
-    wanted = run.workspace.configuration(everything=True)
-    store.put(bracket=None, ranking=[], search={"max_loss": max_loss})
-    run.report.stage("searching", known_length=False)
-
-    def on_event(event: Event) -> None:
-        run.report(event)
-        if isinstance(event, TrialFinished):
-            _keep_trial(run, wanted, event)
-
-    result = search_configuration(
-        run.source.model,
-        run.workspace.capture(),
-        wanted.config,
-        StudioEvaluator(run.source, max_loss, on_event, run.cancel),
-        strategy=run.args.get("strategy", "BinarySearch"),
-        sensitivity=run.args.get("sensitivity", "CosineSimilarity"),
-        seed=run.workspace.project.settings.seed,
-        on_event=on_event,
-        cancel=run.cancel,
-    )
-    run.report.flush()
-    accepted = dict(wanted.columns)
-    flags = [
-        layer.name in result.config.layers and result.config.layers[layer.name].quant_enable
-        for layer in run.workspace.layers
-    ]
-    accepted["quant_enable"] = flags
-    _apply(run.workspace, flags)
-    final = run.workspace.with_columns(0, accepted)
-    if result.calibration is not None:
-        run.workspace.keep(final.hash, result.calibration)
-        keep_record(run.workspace, result.calibration, final)
-
-
-def _keep_trial(run: Run, wanted: Configuration, event: TrialFinished) -> None:
-    store = run.store
-    kind = {"original": "float", "all": "all", "final": "final"}.get(event.phase, "probe")
-    floating = set(event.float_layers)
-    columns = dict(wanted.columns)
-    columns["quant_enable"] = [
-        layer.eligible and layer.name not in floating for layer in run.workspace.layers
-    ]
-    config_hash = "float" if kind == "float" else run.workspace.with_columns(0, columns).hash
-    store.add_trial(
-        run.job, phase=event.phase, kind=kind, metric=event.metric,
-        loss=event.loss, satisfied=event.satisfied, seconds=event.seconds,
-        float_layers=_float_layers(run.workspace, columns), config_hash=config_hash,
-    )  # fmt: skip
-    key = {"float": "metric_float", "all": "metric_all"}.get(kind)
-    if key and event.metric is not None:
-        store.put(figures={**(store.get("figures") or {}), key: event.metric})
-
-
-def _apply(workspace: Workspace, flags: Sequence[bool]) -> None:
-    """Make ``flags`` the configuration, as one edit that a user can undo."""
-    store = workspace.project.store
-    revision, columns = store.configuration()
-    rows = tuple(range(len(flags)))
-    edit = CellEdit("quant_enable", rows, tuple(columns["quant_enable"]), tuple(flags))
-    edits.apply_edit(store, [edit], label="auto-calibration", base_revision=revision)
-
-
 def export(run: Run) -> None:
     """Write the ONNX files, measure them in ONNX Runtime, check that they agree."""
     from workbench.engine.export.onnx_file import save_onnx
@@ -319,7 +258,7 @@ def export(run: Run) -> None:
     ensure_open(run.workspace, run.report)
     project = run.workspace.project
     prefix = export_prefix(project, run.args.get("prefix"))
-    _require_eligible(run.workspace)
+    require_eligible(run.workspace)
     wanted = run.workspace.configuration()
     _require_enabled(wanted)
     run.report.stage("calibrating")
@@ -353,7 +292,7 @@ def _settings(workspace: Workspace, wanted: Configuration) -> dict[str, str]:
     }
 
 
-def _float_layers(workspace: Workspace, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def left_float(workspace: Workspace, columns: Mapping[str, Sequence[Any]]) -> list[str]:
     return [
         layer.name
         for layer, on in zip(workspace.layers, columns["quant_enable"], strict=True)
@@ -370,7 +309,7 @@ def _require_enabled(wanted: Configuration) -> None:
         )
 
 
-def _require_eligible(workspace: Workspace) -> None:
+def require_eligible(workspace: Workspace) -> None:
     if not any(layer.eligible for layer in workspace.layers):
         reasons = sorted({layer.reason for layer in workspace.layers if layer.reason})
         raise WrongState(
@@ -378,18 +317,3 @@ def _require_eligible(workspace: Workspace) -> None:
             where="model",
             hint="Reasons: " + "; ".join(reasons[:5]) if reasons else "It has no such layers.",
         )
-
-
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise WrongValue(f"{name} is {value!r}; allowed: a number of at least 0", where="search")
-    return float(value)
-
-
-TASKS: dict[str, Task] = {
-    "open": open_model,
-    "analyse": analyse,
-    "search": search,
-    "evaluate": evaluate,
-    "export": export,
-}

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.engine.analysis.cost import Cost, model_cost
 from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
 from workbench.engine.files.config import QuantConfig
 from workbench.engine.files.record import Record
+from workbench.engine.flows.balancing import find_balance
 from workbench.engine.flows.calibration import Calibration
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.layers import LayerInfo
@@ -96,15 +98,33 @@ class Workspace:
             ptq.config_hash(layers, columns, self.batch_num),
         )
 
+    def cost(self, config: QuantConfig | None) -> Cost:
+        """Of the model under ``config``; None: all float."""
+        size = int(self.project.store.get("float_bytes", 0))
+        return model_cost(self.capture().layers, config, size)
+
+    def settings(self, columns: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+        """What differs from the generated configuration, by layer and column."""
+        return ptq.changed_settings(self.layers, columns)
+
     def calibrate(
         self, wanted: Configuration, *, on_event: OnEvent, cancel: CancelToken
     ) -> Calibration:
         """A finished calibration of ``wanted``; the last two are kept."""
         found = self._calibrations.get(wanted.hash)
         if found is None:
+            first = self.source.calibration[0]
             found = Calibration(
                 self.capture(),
                 wanted.config,
+                balance=find_balance(
+                    self.capture(),
+                    wanted.config,
+                    lambda model: model(*first),
+                    on_event=on_event,
+                    cancel=cancel,
+                ),
+                calibration_data=((batch, {}) for batch in self.source.calibration),
                 seed=self.project.settings.seed,
                 on_event=on_event,
                 cancel=cancel,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 import traitlets
 
 from workbench.charts import formats
 from workbench.widgets.export_panel import ExportPanel
+from workbench.widgets.inspector import LayerInspector
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.layer_table import LayerTable
 from workbench.widgets.netron_view import NetronView
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Workbench(SessionView):
-    """Summary, layers, search, export and graph of one session in tabs."""
+    """Summary, layers, one layer, search, export and graph of one session in tabs."""
 
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
@@ -33,13 +34,14 @@ class Workbench(SessionView):
         self.bar = JobBar(session, kinds=("open", "analyse", "evaluate"))
         self.chart = SensitivityChart(session, dark=dark)
         self.table = LayerTable(session)
+        self.inspector = LayerInspector(session, dark=dark)
         self.search = SearchMonitor(session, dark=dark)
         self.export = ExportPanel(session)
         self.graph = NetronView(session, dark=dark)
         layers = w.VBox([w.HBox([self.analyse, self.bar]), self.chart, self.table])
         self.tabs = w.Tab(
-            [layers, self.search, self.export, self.graph],
-            titles=["Layers", "Search", "Export", "Graph"],
+            [layers, self.inspector, self.search, self.export, self.graph],
+            titles=["Layers", "Inspect", "Search", "Export", "Graph"],
         )
         super().__init__(session, [self.summary, self.tabs])
         # The layer a user points at is the same in table, chart and graph.
@@ -47,12 +49,17 @@ class Workbench(SessionView):
             traitlets.link((self.table, "selected"), (self.chart, "selected")),
             traitlets.link((self.table, "selected"), (self.graph, "layer")),
         ]
+        self.table.observe(self._inspect, "selected")
         self.watch(self.refresh, "summary", "job")
         self.refresh()
 
+    def _inspect(self, change: Any) -> None:
+        if change["new"] in self.inspector.layer.options:
+            self.inspector.layer.value = change["new"]
+
     def refresh(self) -> None:
         job = self.session.job
-        self.analyse.disabled = job is not None and job.state in ("queued", "running")
+        self.analyse.disabled = job is not None and job.active
         self.summary.value = summary_html(self.session.summary)
 
     def release(self) -> None:

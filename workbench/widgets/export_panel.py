@@ -46,7 +46,7 @@ class ExportPanel(SessionView):
 
     def _running(self) -> None:
         job = self.session.job
-        self.export.disabled = job is not None and job.state in ("queued", "running")
+        self.export.disabled = job is not None and job.active
 
     def _show_script(self) -> None:
         # Writing the script is work; it is only done while somebody looks at it.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TITLES = {
     "open": "Opening",
     "analyse": "Analysing",
+    "inspect": "Comparing",
     "search": "Searching",
     "evaluate": "Evaluating",
     "export": "Exporting",
@@ -45,7 +46,7 @@ class JobBar(SessionView):
         if job is None or job.kind not in self.kinds:
             self.line.layout.display = "none"
             return
-        active = job.state in ("queued", "running")
+        active = job.active
         self.line.layout.display = ""
         self.bar.max = max(job.total, 1)
         self.bar.value = self.bar.max if job.state == "finished" else min(job.done, self.bar.max)
@@ -86,7 +87,7 @@ def show_jobs(session: Session) -> None:
         job = session.job
         if job is None:
             return
-        if job.state in ("queued", "running"):
+        if job.active:
             if state["id"] != job.id and _in_a_cell():
                 from IPython.display import display
 

@@ -14,14 +14,23 @@ import traitlets
 
 from workbench.charts import formats
 from workbench.charts.sensitivity import worst_first
+from workbench.studio.columns import OPTIONS
 from workbench.widgets.view import SessionView, button
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
 
 ROWS = 25
-GRID = "grid-template-columns: 110px 96px 64px 52px 66px 44px 86px 64px minmax(60px, 1fr)"
-HEAD = ("type", "shape", "params", "MACs", "act", "bits", "1 − cos", "SQNR", "")
+SETTINGS = {
+    "act_algo": "activations",
+    "wts_algo": "weights",
+    "act_bits": "activation bits",
+    "wts_bits": "weight bits",
+    "dmq": "DMQ",
+}
+SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
+GRID = "grid-template-columns: 100px 90px 60px 50px 92px 40px 86px 64px minmax(60px, 1fr)"
+HEAD = ("type", "shape", "params", "MACs", "act / wts", "bits", "1 − cos", "SQNR", "")
 SHOW = {
     "all": None,
     "quantised": "quantised",
@@ -81,6 +90,14 @@ class LayerTable(SessionView):
         self.skip = button("Skip shown", lambda: self._set_shown(False))
         self.worst = w.BoundedIntText(value=3, min=1, max=100000, layout=w.Layout(width="70px"))
         self.skip_worst = button("Skip the worst", self._skip_worst)
+        self.setting = w.Dropdown(
+            options=[(text, column) for column, text in SETTINGS.items()],
+            layout=w.Layout(width="140px"),
+        )
+        self.value = w.Dropdown(layout=w.Layout(width="90px"))
+        self.set = button("Set for shown", self._set_option, tip="Set it for all layers shown")
+        self.setting.observe(lambda _: self._offer(), "value")
+        self._offer()
         self.undo = button("Undo", lambda: self.act(self.session.undo))
         self.redo = button("Redo", lambda: self.act(self.session.redo))
         self.count = w.HTML()
@@ -90,6 +107,9 @@ class LayerTable(SessionView):
                 self.skip,
                 self.skip_worst,
                 self.worst,
+                self.setting,
+                self.value,
+                self.set,
                 self.undo,
                 self.redo,
                 self.count,
@@ -128,6 +148,24 @@ class LayerTable(SessionView):
         names = [name for name in self._names if name in eligible]
         if names:
             self.act(lambda: self.session.set_flag(names, value))
+
+    def _offer(self) -> None:
+        column = self.setting.value
+        if column == "dmq":
+            options = [("off", 0.0), *((f"{n / 10:g}", n / 10) for n in range(2, 9))]
+        else:
+            options = [(SHORT.get(str(v), str(v)), v) for v in OPTIONS[column]]
+        self.value.options = options
+
+    def _set_option(self) -> None:
+        layers, column = self.session.layers, self.setting.value
+        able = set(layers["name"][layers["eligible"].to_numpy(dtype=bool)])
+        names = [name for name in self._names if name in able]
+        if names:
+            before = self.session.notice
+            self.act(lambda: self.session.set_option(names, column, self.value.value))
+            if self.session.notice not in ("", before):
+                self.say(self.session.notice)
 
     def _skip_worst(self) -> None:
         layers = self.session.layers
@@ -230,7 +268,11 @@ def row_html(row: Any) -> str:
     """The figures of one layer as one line of HTML."""
     reason = html.escape(str(row.reason or ""))
     bits = f"{row.act_bits}/{row.wts_bits}" if row.eligible else ""
-    algorithm = f"{row.act_algo}" if row.eligible else ""
+    algorithm = ""
+    if row.eligible:
+        algorithm = f"{SHORT.get(row.act_algo, row.act_algo)} / "
+        algorithm += SHORT.get(row.wts_algo, row.wts_algo)
+        algorithm += f" · DMQ {row.dmq:g}" if row.dmq else ""
     error = formats.UNKNOWN if math.isnan(row.error) else f"{row.error:.2e}"
     sqnr = formats.UNKNOWN if math.isnan(row.sqnr) else f"{row.sqnr:.1f} dB"
     share = f"{100 * row.mac_share:.1f} %"

@@ -1,4 +1,4 @@
-"""Auto-calibration as it runs: metric by trial, the bracket, the trials, Cancel."""
+"""Auto-calibration as it runs: metric by trial, metric by cost, the bracket, and the buttons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
-from workbench.charts import bracket_strip, formats, search_chart
+from workbench.charts import bracket_strip, formats, pareto_chart, search_chart
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from workbench.studio.session import Session
 
 NEWEST = 10
+STRATEGIES = ("Recover", "BinarySearch", "BinarySearchVerified", "Greedy", "Pareto")
+COSTS = (("size", "size"), ("bit-operations", "bops"), ("latency", "latency"))
 
 
 class SearchMonitor(SessionView):
-    """Start and follow the search for as many quantised layers as the allowed loss permits."""
+    """Start and follow the search for as many quantised layers as the allowed loss permits.
+
+    Layers are pinned with ``session.pin``, two trials compared with ``session.compare``.
+    """
 
     def __init__(self, session: Session, max_loss: float = 0.005, dark: bool = False) -> None:
         self.session = session
@@ -31,47 +36,100 @@ class SearchMonitor(SessionView):
             value=max_loss, min=0.0, max=1e9, step=0.001, description="max loss"
         )
         self.max_loss.layout.width = "180px"
+        self.strategy = w.Dropdown(options=STRATEGIES, value=STRATEGIES[0])
+        self.strategy.layout.width = "170px"
         self.start = button("Auto-calibrate", self._start, style="primary")
+        self.pause = button("Pause", self._pause_or_resume, tip="Hold the search, or let it go on")
+        self.accept = button(
+            "Accept best so far", self._accept, tip="Stop, and take the best passing trial"
+        )
         self.bar = JobBar(session, kinds=("search",))
-        self._chart, self._strip = self._build()
-        self.chart = figures.live(self._chart)
-        self.strip = figures.live(self._strip)
+        self.cost = w.ToggleButtons(options=COSTS, value="size")
+        self.cost.style.button_width = "auto"
+        self._figures = self._build()
+        self.chart, self.pareto, self.strip = (figures.live(figure) for figure in self._figures)
         self.trials = w.HTML()
         super().__init__(
             session,
-            [w.HBox([self.max_loss, self.start]), self.bar, self.chart, self.strip, self.trials],
-        )
+            [
+                w.HBox([self.max_loss, self.strategy, self.start, self.pause, self.accept]),
+                self.bar, self.chart, self.strip, self.cost, self.pareto, self.trials,
+            ],
+        )  # fmt: skip
         self.max_loss.observe(lambda _: self.refresh(), "value")
-        self.watch(self.refresh, "trials", "bracket", "ranking")
-        self.watch(self._running, "job")
+        self.cost.observe(lambda _: self.refresh(), "value")
+        self.watch(self.refresh, "trials", "bracket", "ranking", "pins", "exports")
+        self.watch(self._running, "job", "trials")
         self._running()
         self.refresh()
 
     def _start(self) -> None:
-        self.act(lambda: self.session.auto_calibrate(max_loss=self.max_loss.value, wait=False))
+        # 'Pareto' makes small what the chart shows.
+        self.act(
+            lambda: self.session.auto_calibrate(
+                max_loss=self.max_loss.value,
+                strategy=self.strategy.value,
+                objective=self.cost.value,
+                wait=False,
+            )
+        )
+
+    def _pause_or_resume(self) -> None:
+        job = self.session.job
+        paused = job is not None and job.state == "paused"
+        self.act(self.session.resume if paused else self.session.pause)
+
+    def _accept(self) -> None:
+        self.act(self.session.accept_best)
 
     def _running(self) -> None:
         job = self.session.job
-        self.start.disabled = job is not None and job.state in ("queued", "running")
+        active = job is not None and job.active
+        searching = active and job is not None and job.kind == "search"
+        self.start.disabled = active
+        self.pause.disabled = not searching
+        paused = searching and job is not None and job.state == "paused"
+        self.pause.description = "Resume" if paused else "Pause"
+        own = self.session.trials["job"] == (job.id if job is not None else 0)
+        self.accept.disabled = not (
+            searching and own.any() and self.session.best_float_layers is not None
+        )
 
-    def _build(self) -> tuple[go.Figure, go.Figure]:
+    def _build(self) -> tuple[go.Figure, go.Figure, go.Figure]:
         session = self.session
+        summary = session.summary
+        name = summary.metric_name or "metric"
         return (
             search_chart(
                 session.trials,
                 self.max_loss.value,
-                metric_name=session.summary.metric_name or "metric",
-                metric_float=session.summary.metric_float,
+                metric_name=name,
+                metric_float=summary.metric_float,
                 dark=self.dark,
             ),
-            bracket_strip(session.ranking, session.bracket, dark=self.dark),
+            pareto_chart(
+                session.trials,
+                self.max_loss.value,
+                cost=self.cost.value,
+                files=session.exports.files if session.exports is not None else (),
+                metric_name=name,
+                metric_float=summary.metric_float,
+                dark=self.dark,
+            ),
+            bracket_strip(
+                session.ranking,
+                session.bracket,
+                pins=session.pins,
+                best=session.best_float_layers,
+                dark=self.dark,
+            ),
         )
 
     def refresh(self) -> None:
-        chart, strip = self._build()
-        figures.replace(self.chart, self._chart, chart)
-        figures.replace(self.strip, self._strip, strip)
-        self._chart, self._strip = chart, strip
+        before, self._figures = self._figures, self._build()
+        shown = (self.chart, self.pareto, self.strip)
+        for widget, old, new in zip(shown, before, self._figures, strict=True):
+            figures.replace(widget, old, new)
         self.trials.value = self._table()
 
     def _table(self) -> str:
@@ -87,14 +145,15 @@ class SearchMonitor(SessionView):
                 if row.satisfied
                 else '<span class="wb-bad">✗ too much loss</span>'
             )
+            how = "known before" if row.cached else f"{100 * row.share:.0f} %"
             lines.append(
                 f"<tr><td>{row.trial}</td><td>{html.escape(str(row.kind))}</td>"
                 f"<td>{row.n_float}</td><td>{formats.metric(metric, name)}</td>"
-                f"<td>{formats.exact(row.loss)}</td><td>{verdict}</td></tr>"
+                f"<td>{formats.exact(row.loss)}</td><td>{formats.size(row.size)}</td>"
+                f"<td>{formats.bit_operations(row.bops)}</td><td>{how}</td><td>{verdict}</td></tr>"
             )
         return (
             '<table class="wb-table"><tr><th>trial</th><th>kind</th><th>float layers</th>'
-            f"<th>{html.escape(name or 'metric')}</th><th>loss</th><th></th></tr>"
-            + "".join(lines)
-            + "</table>"
+            f"<th>{html.escape(name or 'metric')}</th><th>loss</th><th>size</th>"
+            "<th>bit-operations</th><th>samples</th><th></th></tr>" + "".join(lines) + "</table>"
         )

@@ -1,0 +1,86 @@
+"""The Search tab in a real browser: paused, reloaded, resumed, compared, pinned, accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import app_page
+import pytest
+
+from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec
+
+pytestmark = pytest.mark.browser
+
+PROJECT = "search-story"
+MODEL = "digits-mobilenet-hard"
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def open_search(page: Any) -> None:
+    page.get_by_role("tab", name="Search").click()
+    button(page, "Start").wait_for()
+
+
+def test_a_search_is_paused_reloaded_resumed_and_accepted(
+    new_page: Callable[..., Any], workbench_home: Path
+) -> None:
+    settings = ProjectSettings(
+        PROJECT, SourceSpec("zoo", MODEL), DataSpec("zoo", MODEL, 64, 2), threads=1
+    )
+    (workbench_home / "projects").mkdir(exist_ok=True)
+    Project.create(workbench_home / "projects" / PROJECT, settings=settings)
+    page = new_page(PROJECT)
+    app_page.wait_idle(page)
+    _, total = app_page.quantised(page)
+    open_search(page)
+    rows = page.locator(".tabulator-row")
+    button(page, "Start").click()
+    app_page.wait_until(lambda: rows.count() >= 2, seconds=120, what="two trials")
+    button(page, "Pause").click()
+    page.get_by_text("Paused.").wait_for()
+
+    page.reload()
+    rows.first.wait_for()
+    open_search(page)
+    page.get_by_text("Paused.").wait_for()
+    assert button(page, "Start").is_disabled()
+    page.wait_for_timeout(1500)  # what was being evaluated ends
+    count = rows.count()
+    assert count >= 2
+
+    # Two trials side by side, while the search is paused.
+    app_page.wait_until(lambda: button(page, "Resume").is_enabled(), what="can be resumed")
+    rows.nth(count - 1).click()
+    rows.nth(count - 2).click()
+    button(page, "Compare").click()
+    region = page.get_by_role("region", name="Comparison")
+    region.wait_for()
+    assert f"{total} layers differ" in region.inner_text(), "nothing float, and everything"
+    assert rows.count() == count, "still paused"
+
+    # The most sensitive layer is pinned by a click in the strip, and free again after two more.
+    strip = page.get_by_role("img", name="Layers by sensitivity and the bracket")
+    if strip.locator(".barlayer .point").count():
+        for said in ("(float)", "(quantised)", "A click on a layer"):
+            box = strip.bounding_box()
+            page.mouse.click(box["x"] + 60, box["y"] + 40)
+            page.get_by_text(said).first.wait_for()
+
+    button(page, "Resume").click()
+    app_page.wait_until(lambda: button(page, "Accept best so far").is_enabled(), what="one passes")
+    button(page, "Accept best so far").click()
+    app_page.job_ends(page)
+    kept, _ = app_page.quantised(page)
+    assert 0 < kept < total
+    page.get_by_role("button", name="Undo").click()
+    app_page.wait_until(lambda: app_page.quantised(page)[0] == total, what="undone in one step")
+
+    # Started again, the trials that were run are known.
+    button(page, "Start").click()
+    page.get_by_text("Done").wait_for(timeout=200_000)
+    assert page.get_by_text("known before").count() >= 2

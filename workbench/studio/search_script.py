@@ -1,0 +1,92 @@
+"""The part of ``log.py`` that runs the project's last search again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.studio.metrics import BUILT_IN
+from workbench.studio.pins import as_pins
+from workbench.studio.project import Project
+
+if TYPE_CHECKING:
+    from workbench.studio.figures import Figures
+
+IMPORTS = ("import sys", "from workbench.studio import open_session")
+Option = tuple[str, str, Any]
+"""Layer, column, value."""
+
+
+def search_lines(project: Project, figures: Figures, options: Sequence[Option]) -> list[str]:
+    """Statements that find ``skip`` again when the script is run with ``--search``.
+
+    Empty unless the configuration is the answer of the project's last search as it stands.
+    ``options``: settings that differ from the generated configuration.
+    """
+    asked = project.store.get("search") or {}
+    if not asked.get("answer") or asked["answer"] != figures.hash():
+        return []
+    if asked["strategy"] == "Pareto":
+        # Its answer is more than layers to skip; the script names all of it anyway.
+        return []
+    arguments = ", ".join(
+        f"{key}={asked[key]!r}" for key in ("max_loss", "strategy", "sensitivity")
+    )
+    lines = [
+        *_open_lines(project),
+        *_option_lines(options),
+        *_pin_lines(as_pins(asked.get("pins"))),
+        f"session.auto_calibrate({arguments})",
+        'skip = session.layers.query("eligible and not quant_enable")["name"].tolist()',
+    ]
+    head = 'if "--search" in sys.argv:  # as auto-calibration found them'
+    return [head, *(f"    {line}" for line in lines)]
+
+
+def _open_lines(project: Project) -> list[str]:
+    settings = project.settings
+    source, data = settings.source, settings.data
+    lines: list[str] = []
+    model = repr(source.name) if source.kind in ("zoo", "python") else "model"
+    arguments = [model]
+    if data.kind == "stored":
+        path = str(project.data_path)
+        lines += [
+            "from workbench.studio.batches import read_stored",
+            f"stored = read_stored(Path({path!r}))",
+            "evaluation = [x.inputs if x.target is None else (x.inputs, x.target) "
+            "for x in stored.evaluation]",
+        ]
+        arguments.append('{"calibration": stored.calibration, "evaluation": evaluation}')
+    elif data.kind in ("npz", "python"):
+        arguments += [repr(data.name)]
+    if data.kind != "zoo":
+        arguments += [
+            f"batch_size={data.batch_size}", f"calibration_batches={data.calibration_batches}"
+        ]  # fmt: skip
+    if settings.metric in BUILT_IN or ":" in settings.metric:
+        arguments.append(f"metric={settings.metric!r}")
+    elif settings.metric:
+        lines.append(f"metric = ...  # fill in: the function {settings.metric}")
+        arguments.append("metric=metric")
+    arguments += ['project=out / "search"', f"threads={settings.threads}"]
+    if settings.seed:
+        arguments.append(f"seed={settings.seed}")
+    return [*lines, f"session = open_session({', '.join(arguments)})"]
+
+
+def _option_lines(options: Sequence[Option]) -> list[str]:
+    groups: dict[tuple[str, Any], list[str]] = {}
+    for name, column, value in options:
+        groups.setdefault((column, value), []).append(name)
+    return [
+        f"session.set_option({names!r}, {column!r}, {value!r})"
+        for (column, value), names in groups.items()
+    ]
+
+
+def _pin_lines(pins: Mapping[str, bool]) -> list[str]:
+    groups: dict[bool, list[str]] = {}
+    for name, on in pins.items():
+        groups.setdefault(on, []).append(name)
+    return [f"session.pin({names!r}, {on})" for on, names in groups.items()]
