@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import in_child
+from benchmarks.harness import Row, in_child
 
 ON_ONE_AND_TWO_THREADS = ("calibration", "similarity", "latency", "formats")
 ON_TWO_THREADS = (
@@ -39,7 +39,7 @@ def main() -> None:
     chosen = parser.parse_args().names or EVERYTHING
     if unknown := sorted(set(chosen) - {*EVERYTHING, *ON_REQUEST}):
         parser.error(f"there is no {', '.join(unknown)}")
-    rows = []
+    rows: list[Row] = []
     console = Console()
     for name in (*EVERYTHING, *ON_REQUEST):
         if name not in chosen:
@@ -47,6 +47,7 @@ def main() -> None:
         for threads in (1, 2) if name in ON_ONE_AND_TWO_THREADS else (2,):
             console.print(f"[dim]{name}, {threads} thread(s) …")
             rows += in_child(f"benchmarks.{name}", threads)
+            write(rows)
     table = Table("figure", "threads", "value", "target", "", "note")
     for row in rows:
         colour = {"met": "green", "MISSED": "red"}.get(row.verdict, "")
@@ -60,6 +61,10 @@ def main() -> None:
             row.note,
         )
     console.print(table)
+
+
+def write(rows: list[Row]) -> None:
+    """After each benchmark, so that a run that is stopped loses nothing it measured."""
     Path("bench.json").write_text(
         json.dumps([{**asdict(r), "verdict": r.verdict} for r in rows], indent=2) + "\n"
     )
