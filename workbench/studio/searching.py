@@ -29,6 +29,7 @@ def search(run: Run) -> None:
     """Find the fewest layers that must stay float; the answer becomes the configuration."""
     from workbench.engine.search.auto_calibration import search_configuration
     from workbench.engine.search.cache import TrialCache
+    from workbench.engine.search.identity import digest_of
     from workbench.studio.evaluator import studio_evaluator
 
     max_loss = _number(run.args.get("max_loss", 0.005), "max_loss")
@@ -56,7 +57,7 @@ def search(run: Run) -> None:
     captured = run.workspace.capture()
     evaluator = studio_evaluator(
         run.source, captured.dynamic_batch, max_loss, on_event, run.cancel,
-        identity=f"{run.workspace.digest} {run.source.metric.name}",
+        identity=digest_of(run.workspace.digest, run.source.metric.name, run.source.metric.score),
     )  # fmt: skip
     result = search_configuration(
         run.source.model,

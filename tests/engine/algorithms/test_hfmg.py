@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from activation_data import v
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,12 +17,6 @@ from workbench.engine.algorithms.activation_scale import ActivationScale
 from workbench.engine.algorithms.hfmg import HFMGObserver
 
 Counts = list[int]
-
-
-def v(k: int) -> Tensor:
-    i = np.arange(4096)
-    values = (np.sin(0.37 * i + k) + 0.25) * np.where(i % 97 == 0, 3, 1)
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def observe(

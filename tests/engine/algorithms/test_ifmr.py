@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from activation_data import v
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,12 +16,6 @@ from workbench.engine.algorithms.batch import flat_view
 from workbench.engine.algorithms.ifmr import IFMRObserver, candidate_ratios
 
 EVERYTHING = 1 << 30
-
-
-def v(k: int) -> Tensor:
-    i = np.arange(4096)
-    values = (np.sin(0.37 * i + k) + 0.25) * np.where(i % 97 == 0, 3, 1)
-    return torch.from_numpy(values.astype(np.float32))
 
 
 def observe(

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workbench.engine.search.cache import CACHE_FILE, TrialCache
+from workbench.engine.search.identity import digest_of
 
 
 def test_entries_and_scores_are_there_again(tmp_path):
@@ -45,3 +46,17 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     cache = TrialCache()
     cache.put("trial", "a", {"loss": 1.0})
     assert cache.get("trial", "a") == {"loss": 1.0} and not list(tmp_path.iterdir())
+
+
+def test_a_function_is_known_by_what_it_does():
+    def compiled(body: str, before: str = "") -> object:
+        space: dict[str, object] = {"__name__": "user"}
+        exec(f"{before}def metric(model, batches):\n    return {body}\n", space)
+        return space["metric"]
+
+    first = digest_of(compiled("model in {'a', 'b'}"))
+    assert digest_of(compiled("model in {'a', 'b'}", before="\n\n")) == first
+    assert digest_of(compiled("model in {'a', 'c'}")) != first
+    assert digest_of(compiled("sum(x * 2 for x in batches)")) != digest_of(
+        compiled("sum(x * 3 for x in batches)")
+    )

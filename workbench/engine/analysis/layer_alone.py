@@ -37,11 +37,11 @@ from workbench.engine.files.config import (
 )
 from workbench.engine.files.record import LayerRecord
 from workbench.engine.flows.balancing import find_balance
+from workbench.engine.flows.folding import fold_plan, folded_copy
 from workbench.engine.flows.layer_data import Batch, LayerCall, collect_inputs
 from workbench.engine.flows.rounding import quantized_model, tune_rounding
 from workbench.engine.flows.weights import WeightResult, calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
-from workbench.engine.graph.folding import apply_folding, plan_folding
 from workbench.engine.graph.outputs import flat_output
 from workbench.engine.graph.rnn import hidden_states, initial_state, set_joined_weight
 from workbench.engine.numerics.half import to_half_precision
@@ -100,9 +100,7 @@ class LayerAlone:
         self.seed = seed
         self._batches = batches
         self._cancel = cancel
-        self.folded = copy_model(captured.module)
-        if config.do_fusion:
-            apply_folding(self.folded, plan_folding(captured, config.skip_fusion_layers))
+        self.folded = folded_copy(captured, fold_plan(captured, config))
         self.layer = self.folded.get_submodule(name)
         first_args, first_kwargs = batches[0]
         self.balance = dict(

@@ -25,8 +25,8 @@ from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
 from workbench.engine.files.config import QuantConfig
 from workbench.engine.files.layer_rules import rules_for
 from workbench.engine.files.record import LayerRecord, Record
-from workbench.engine.graph.capture import Captured, copy_model
-from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
+from workbench.engine.flows.folding import fold_plan, folded_copy
+from workbench.engine.graph.capture import Captured
 from workbench.engine.graph.layers import LayerInfo
 
 log = logging.getLogger("workbench.engine.flows.balancing")
@@ -68,13 +68,7 @@ class Balancing:
         self._on_finished = on_finished
         self._on_event = on_event
         self._cancel = cancel
-        plan = (
-            plan_folding(captured, config.skip_fusion_layers)
-            if config.do_fusion
-            else FoldPlan((), {})
-        )
-        self.model = copy_model(captured.module)
-        apply_folding(self.model, plan)
+        self.model = folded_copy(captured, fold_plan(captured, config))
         self._layers = {n: m for n, m in self.model.named_modules() if n in names}
         self._seen = dict.fromkeys(self._layers, 0)
         self._largest: dict[str, Tensor] = {}

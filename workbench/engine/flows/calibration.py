@@ -21,6 +21,7 @@ from workbench.engine.files.config import QuantConfig, require_enabled
 from workbench.engine.files.record import LayerRecord, Record
 from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.balancing import Factors, layer_input, needed_factors, replace_input
+from workbench.engine.flows.folding import fold_plan, folded_copy
 from workbench.engine.flows.layer_data import Batch, LayerCall
 from workbench.engine.flows.observing import KEPT_PER_LAYER, Observers
 from workbench.engine.flows.ranges import RangeRecorder, TapWatch
@@ -29,7 +30,6 @@ from workbench.engine.flows.rounding import tune_rounding
 from workbench.engine.flows.sequential import InSequence, MeetLayer
 from workbench.engine.flows.weights import calibrate_weights
 from workbench.engine.graph.capture import Captured, copy_model
-from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
 from workbench.engine.graph.rnn import set_joined_weight
 from workbench.engine.graph.sources import input_names, input_shapes
 
@@ -86,13 +86,8 @@ class Calibration:
         self._on_event = on_event
         self._cancel = cancel
 
-        self.plan = (
-            plan_folding(captured, config.skip_fusion_layers)
-            if config.do_fusion
-            else FoldPlan((), {})
-        )
-        self.folded = copy_model(captured.module)
-        apply_folding(self.folded, self.plan)
+        self.plan = fold_plan(captured, config)
+        self.folded = folded_copy(captured, self.plan)
         weights = calibrate_weights(
             self.folded,
             captured.layers,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workbench.engine.flows.layer_data import LayerCall
 
@@ -38,13 +37,3 @@ class InputDump:
         head = np.array([_INDEX[data.dtype], data.dim(), *data.shape], "<f4")
         path = self._folder / f"{name}_activation_batch{self._count[name]}.bin"
         path.write_bytes(head.tobytes() + data.numpy().tobytes())
-
-
-def read_dump(path: Path) -> Tensor:
-    """The tensor of one dump file; ``ValueError`` when the file is not whole."""
-    raw = path.read_bytes()
-    kinds = {index: dtype for dtype, index in _INDEX.items()}
-    kind, rank = (int(n) for n in np.frombuffer(raw, "<f4", 2))
-    shape = [int(n) for n in np.frombuffer(raw, "<f4", rank, 8)]
-    data = torch.frombuffer(bytearray(raw), dtype=kinds[kind], offset=8 + 4 * rank)
-    return data.reshape(shape)

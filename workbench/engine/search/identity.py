@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def identity_of(thing: object) -> str:
     """What an evaluator or a sensitivity is: its attribute ``identity`` when that is a string.
 
     Otherwise a hash of its class, the class's source, and its attributes that are plain values,
-    arrays or tensors. What hides behind other objects (a data loader's files, say) is not seen:
+    arrays, tensors or functions. What hides behind other objects (a data loader's files, say) is not seen:
     give ``identity`` when that may change between runs of one project.
     """
     given = getattr(thing, "identity", None)
@@ -67,5 +68,22 @@ def _add(digest: hashlib.blake2b, value: Any) -> None:
             _add(digest, item)
     elif isinstance(value, str | bytes | int | float | bool | Path | np.generic) or value is None:
         digest.update(f"{value!r};".encode())
+    elif inspect.isfunction(value):
+        digest.update(f"function {value.__module__}.{value.__qualname__};".encode())
+        _add_code(digest, value.__code__)
+        _add(digest, value.__defaults__)
     else:
         digest.update(f"object {type(value).__module__}.{type(value).__qualname__};".encode())
+
+
+def _add_code(digest: hashlib.blake2b, code: CodeType) -> None:
+    """What a function does: an edit of its body changes this, a new place in the file does not."""
+    digest.update(code.co_code)
+    _add(digest, code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            _add_code(digest, constant)
+        elif isinstance(constant, frozenset):  # its order differs between processes
+            digest.update(f"{sorted(map(repr, constant))};".encode())
+        else:
+            digest.update(f"{constant!r};".encode())

@@ -22,10 +22,10 @@ from workbench.engine.files.config import QuantConfig
 from workbench.engine.files.record import Record, format_record
 from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.calibration import Calibration
+from workbench.engine.flows.folding import fold_plan, folded_copy
 from workbench.engine.flows.ptq import mark_data_types
 from workbench.engine.flows.weights import balanced_weight
-from workbench.engine.graph.capture import Captured, copy_model
-from workbench.engine.graph.folding import FoldPlan, apply_folding, plan_folding
+from workbench.engine.graph.capture import Captured
 from workbench.engine.search.identity import digest_of
 
 TUNED = ("ada_quantize",)
@@ -71,15 +71,7 @@ def from_calibration(calibration: Calibration) -> Factors:
 
 def from_record(captured: Captured, config: QuantConfig, record: Record) -> Factors:
     """Factors without a calibration, for a configuration that is not tuned."""
-    folded = copy_model(captured.module)
-    apply_folding(folded, fold_plan(captured, config))
-    return Factors(folded, record)
-
-
-def fold_plan(captured: Captured, config: QuantConfig) -> FoldPlan:
-    if not config.do_fusion:
-        return FoldPlan((), {})
-    return plan_folding(captured, config.skip_fusion_layers)
+    return Factors(folded_copy(captured, fold_plan(captured, config)), record)
 
 
 def fake_quant_onnx(
