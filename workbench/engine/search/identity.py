@@ -33,8 +33,8 @@ def identity_of(thing: object) -> str:
     """What an evaluator or a sensitivity is: its attribute ``identity`` when that is a string.
 
     Otherwise a hash of its class, the class's source, and its attributes that are plain values,
-    arrays, tensors or functions. What hides behind other objects (a data loader's files, say) is not seen:
-    give ``identity`` when that may change between runs of one project.
+    arrays, tensors or functions. What hides behind other objects (a data loader's files, say) is
+    not seen: give ``identity`` when that may change between runs of one project.
     """
     given = getattr(thing, "identity", None)
     if isinstance(given, str):
