@@ -226,3 +226,21 @@ def test_a_failing_export_prints_nothing_either(capfd):
     out = capfd.readouterr()
     assert out.out == ""
     assert out.err == ""
+
+
+def test_the_layers_are_the_same_without_a_dynamic_batch():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.more = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.one(x) if x.shape[0] == 1 else self.more(x)
+
+    for model in (Branching(), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))):
+        example = (torch.zeros(1, 4),)
+        static, dynamic = capture(model, example, dynamic=False), capture(model, example)
+        assert not static.dynamic_batch and dynamic.dynamic_batch
+        assert {n: (i.eligible, i.reason) for n, i in static.layers.items()} == {
+            n: (i.eligible, i.reason) for n, i in dynamic.layers.items()
+        }

@@ -88,7 +88,7 @@ def create_quant_config(
     if text is not None and skip_layers:
         logger.warning("skip_layers is ignored: %s decides", config_defination)
     ensure_writable(config_file)
-    captured = capture(model, input_data, on_event=on_event)
+    captured = capture(model, input_data, dynamic=False, on_event=on_event)
     if cancel is not None:
         cancel.check()
     if text is None:

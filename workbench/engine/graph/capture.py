@@ -61,7 +61,13 @@ class Captured:
     training_paths: frozenset[str] = frozenset()
 
 
-def capture(model: nn.Module, input_data: object, *, on_event: OnEvent | None = None) -> Captured:
+def capture(
+    model: nn.Module,
+    input_data: object,
+    *,
+    dynamic: bool = True,
+    on_event: OnEvent | None = None,
+) -> Captured:
     """Export a copy of ``model`` and find its layers; the user's model is not touched.
 
     ``input_data``: a tuple of positional inputs (a dict at its end holds keyword arguments) or one
@@ -84,7 +90,7 @@ def capture(model: nn.Module, input_data: object, *, on_event: OnEvent | None = 
         notices.append(f"{cast[0]}{more} converted to float32 on the engine's copy.")
     check_weights(copied)
 
-    program, dynamic, refusal = _export(copied, args, kwargs)
+    program, dynamic, refusal = _export(copied, args, kwargs, dynamic)
     if refusal:
         notices.append(
             f"The batch size is fixed at {batch_layouts(copied, args, kwargs)[0].batch}: the model "
@@ -135,7 +141,7 @@ def _refuse(model: nn.Module) -> None:
 
 
 def _export(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool
 ) -> tuple[ExportedProgram, bool, str]:
     """The exported program, whether its batch is dynamic, and why not if it was refused."""
     layouts = batch_layouts(module, args, kwargs)
@@ -156,9 +162,13 @@ def _export(
                     module,
                     many[0],
                     many[1],
-                    dynamic_shapes=shapes.dynamic_shapes(module, many[0], many[1]),  # type: ignore[no-untyped-call]
+                    dynamic_shapes=shapes.dynamic_shapes(module, many[0], many[1])  # type: ignore[no-untyped-call]
+                    if dynamic
+                    else None,
                     strict=False,
                 )
+                if not dynamic:
+                    return program, False, ""
                 refusals.append(_narrowed(program))
                 if not refusals[-1]:
                     return program, True, ""
