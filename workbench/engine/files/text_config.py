@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import text_format
-
-from workbench.engine.errors import WrongValue
 from workbench.engine.files.config import LayerConfig, QuantConfig
 from workbench.engine.files.config_rules import (
     GLOBAL_KEYS,
@@ -28,6 +24,7 @@ from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.proto_schema import message_class
 from workbench.engine.files.reading import read_text
 from workbench.engine.files.text_blocks import Block, read_block
+from workbench.engine.files.text_message import TextConfigError, merge_text, required_problems
 from workbench.engine.files.text_resolution import Change, Resolution, type_changes
 from workbench.engine.files.text_writing import format_text_config
 
@@ -42,10 +39,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("workbench.engine.files")
-
-
-class TextConfigError(WrongValue, text_format.ParseError):  # type: ignore[misc]
-    """Text that is not a configuration; also protobuf's own ``ParseError``."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +77,7 @@ def load_text_config(path: str | os.PathLike[str]) -> TextConfig:
 
 def parse_text_config(text: str, *, source: str) -> TextConfig:
     message = message_class("amct_config.proto", "AMCTPytorchProto.AMCTConfig")()
-    try:
-        # Merge, not Parse: in a oneof the last member given wins.
-        text_format.Merge(text, message)
-    except text_format.ParseError as error:
-        line = error.GetLine() or 1
-        reason = re.sub(r"^\d+:\d+ : ", "", str(error))
-        raise TextConfigError(reason, where=f"{source}, line {line}") from None
+    merge_text(text, message, source=source)
     return TextConfig(source, message)
 
 
@@ -129,10 +116,7 @@ class _TextReader:
 
     def read(self) -> QuantConfig:
         message = self._message
-        self.problems += [
-            Problem("", field, "missing", "a value; the field is required")
-            for field in message.FindInitializationErrors()
-        ]
+        self.problems += required_problems(message)
         self.problems += model_problems(self._layers)
         batch_num = GLOBAL_KEYS["batch_num"]
         if not batch_num.fits(message.batch_num):
