@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from workbench.engine.files.key_checks import (
+    SWITCH,
+    Field,
+    KeyChecker,
+    one_of,
+    repeated_names,
+)
 from workbench.engine.files.layer_rules import (
     FUSIBLE_TYPES,
     TYPE_RULES,
@@ -23,28 +28,12 @@ from workbench.engine.files.layer_rules import (
 )
 from workbench.engine.files.problems import Problem
 
-Kind = str  # "int", "bool", "float", "str", "pair" or "names"
-
-
-@dataclass(frozen=True)
-class Field:
-    """A key: its JSON type, the values allowed in words, and the test for them."""
-
-    kind: Kind
-    allowed: str
-    fits: Callable[[Any], bool] = lambda _value: True
-
-
-def _one_of(kind: Kind, *values: Any) -> Field:
-    return Field(kind, ", ".join(str(v) for v in values), lambda value: value in values)
-
-
 GLOBAL_KEYS: dict[str, Field] = {
-    "version": _one_of("int", 1),
+    "version": one_of("int", 1),
     "batch_num": Field("int", "a whole number above 0", lambda v: v > 0),
     "activation_offset": Field("bool", "true, false"),
     "do_fusion": Field("bool", "true, false"),
-    "fakequant_precision_mode": _one_of("str", "DEFAULT", "FORCE_FP16_QUANT"),
+    "fakequant_precision_mode": one_of("str", "DEFAULT", "FORCE_FP16_QUANT"),
     "skip_fusion_layers": Field("names", "a list of names of Conv1d, Conv2d or Conv3d modules"),
 }
 
@@ -52,25 +41,25 @@ _PERCENTILE = Field("float", "a number in (0.5, 1]", lambda v: 0.5 < v <= 1)
 _OPEN_UNIT = Field("float", "a number in (0, 1)", lambda v: 0 < v < 1)
 
 ACTIVATION_KEYS: dict[str, Field] = {
-    "num_bits": _one_of("int", 4, 8, 16),
+    "num_bits": one_of("int", 4, 8, 16),
     "max_percentile": _PERCENTILE,
     "min_percentile": _PERCENTILE,
     "search_range": Field("pair", "[start, end] with 0 < start < end", lambda v: 0 < v[0] < v[1]),
     "search_step": Field("float", "a number in (0, end - start] of search_range", lambda v: v > 0),
-    "act_algo": _one_of("str", "ifmr", "hfmg"),
+    "act_algo": one_of("str", "ifmr", "hfmg"),
     "asymmetric": Field("bool", "true, false"),
-    "num_of_bins": _one_of("int", 1024, 2048, 4096, 8192),
+    "num_of_bins": one_of("int", 1024, 2048, 4096, 8192),
 }
 IFMR_ONLY = ("max_percentile", "min_percentile", "search_range", "search_step")
 
 WEIGHT_KEYS: dict[str, Field] = {
-    "num_bits": _one_of("int", 4, 6, 7, 8),
+    "num_bits": one_of("int", 4, 6, 7, 8),
     "reg_param": _OPEN_UNIT,
     "warm_start": _OPEN_UNIT,
     "num_iteration": Field("int", "a whole number, 0 or more", lambda v: v >= 0),
     "beta_range": Field("pair", "[start, end] with start > end > 0", lambda v: v[0] > v[1] > 0),
     "channel_wise": Field("bool", "true, false"),
-    "wts_algo": _one_of("str", "arq_quantize", "ada_quantize"),
+    "wts_algo": one_of("str", "arq_quantize", "ada_quantize"),
 }
 ADA_ONLY = ("reg_param", "warm_start", "num_iteration", "beta_range")
 
@@ -85,15 +74,6 @@ class _LayerFields:
 
 LAYER_FIELDS = _LayerFields()
 _LAYER_KEYS = ("quant_enable", "dmq_balancer_param", LAYER_FIELDS.activation, LAYER_FIELDS.weight)
-
-_KIND_WORDS = {
-    "int": "a whole number",
-    "bool": "true or false",
-    "float": "a number",
-    "str": "a string",
-    "pair": "a list of two numbers",
-    "names": "a list of strings",
-}
 
 
 def default_asymmetric(layer: LayerFacts, activation_offset: bool) -> bool:
@@ -120,15 +100,6 @@ def skip_problems(names: Sequence[str], layers: Mapping[str, LayerFacts]) -> lis
     return problems
 
 
-def repeated_names(key: str, names: Sequence[str]) -> list[Problem]:
-    counts = Counter(names)
-    return [
-        Problem("", key, f"{name!r} twice", "each name once")
-        for name, count in counts.items()
-        if count > 1
-    ]
-
-
 def model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
     """Why a model as such cannot have a configuration."""
     eligible = [name for name, layer in layers.items() if layer.eligible]
@@ -144,32 +115,14 @@ def model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
     return problems
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _has_kind(value: Any, kind: Kind) -> bool:
-    if kind == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind == "bool":
-        return isinstance(value, bool)
-    if kind == "float":
-        return _is_number(value)
-    if kind == "str":
-        return isinstance(value, str)
-    if kind == "pair":
-        return isinstance(value, list) and all(_is_number(item) for item in value)
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-class Reader:
+class Reader(KeyChecker):
     """Checks the parsed JSON piece by piece and collects every problem on the way."""
 
     def __init__(
         self, layers: Mapping[str, LayerFacts] | None, *, channel_wise_linear: bool = False
     ) -> None:
+        super().__init__()
         self.layers = layers
-        self.problems: list[Problem] = []
         self._channel_wise_linear = channel_wise_linear
 
     def rules(self, layer: LayerFacts) -> TypeRules:
@@ -179,7 +132,7 @@ class Reader:
         """The valid global keys, as arguments of ``QuantConfig``."""
         result = {}
         for key, value in data.items():
-            checked = self._check("", key, value, GLOBAL_KEYS[key])
+            checked = self.check("", key, value, GLOBAL_KEYS[key])
             if checked is not None:
                 result[key] = checked
         self._check_fusion_names(result.get("skip_fusion_layers", ()))
@@ -194,12 +147,12 @@ class Reader:
             words = (
                 "an object" if layer else f"an object, or a global key: {', '.join(GLOBAL_KEYS)}"
             )
-            self._add(name, "the entry", value, words, is_type=True)
+            self.add(name, "the entry", value, words, is_type=True)
             return None
-        self._unknown_keys(name, "", value, _LAYER_KEYS)
+        self.unknown_keys(name, "", value, _LAYER_KEYS)
         enabled = False
         if "quant_enable" in value:
-            checked = self._check(name, "quant_enable", value["quant_enable"], _SWITCH)
+            checked = self.check(name, "quant_enable", value["quant_enable"], SWITCH)
             enabled = bool(checked)
         return {
             "quant_enable": enabled,
@@ -238,11 +191,11 @@ class Reader:
         if key not in value:
             return None
         if isinstance(value[key], int) and not isinstance(value[key], bool):
-            self._add(name, key, value[key], _DMQ.allowed, is_type=True)
+            self.add(name, key, value[key], _DMQ.allowed, is_type=True)
             return None
         if layer is not None and layer.eligible and not rules_for(layer).dmq:
-            self._add(name, key, value[key], f"nothing; a {layer.type} cannot be balanced")
-        checked: float | None = self._check(name, key, value[key], _DMQ)
+            self.add(name, key, value[key], f"nothing; a {layer.type} cannot be balanced")
+        checked: float | None = self.check(name, key, value[key], _DMQ)
         return checked
 
     def _read_activation(
@@ -250,7 +203,7 @@ class Reader:
     ) -> dict[str, Any]:
         section = LAYER_FIELDS.activation
         given = value.get(section, {})
-        result = self._read_section(name, section, given, ACTIVATION_KEYS)
+        result = self.section(name, section, given, ACTIVATION_KEYS)
         self._check_mixture(
             name,
             [key for key in IFMR_ONLY if key in result],
@@ -259,17 +212,17 @@ class Reader:
         )
         if "num_of_bins" in result:
             if result.get("act_algo") == "ifmr":
-                self._add(name, "num_of_bins", result["num_of_bins"], "only with act_algo hfmg")
+                self.add(name, "num_of_bins", result["num_of_bins"], "only with act_algo hfmg")
             result["act_algo"] = "hfmg"
         if isinstance(given, dict):
             self._check_step(name, result, given)
         if layer is not None:
             if result.get("num_bits") == 16 and (obstacle := int16_obstacle(layer)):
-                self._add(name, f"{section}.num_bits", 16, obstacle)
+                self.add(name, f"{section}.num_bits", 16, obstacle)
             if result.get("num_bits") == 4 and (obstacle := int4_obstacle(layer)):
-                self._add(name, f"{section}.num_bits", 4, obstacle)
+                self.add(name, f"{section}.num_bits", 4, obstacle)
             if enabled and result.get("asymmetric") and not rules_for(layer).asymmetric:
-                self._add(name, f"{section}.asymmetric", True, f"false for {layer.type}")
+                self.add(name, f"{section}.asymmetric", True, f"false for {layer.type}")
         return result
 
     def _read_weight(
@@ -278,7 +231,7 @@ class Reader:
         section = LAYER_FIELDS.weight
         if section not in value:
             return None
-        result = self._read_section(name, section, value[section], WEIGHT_KEYS)
+        result = self.section(name, section, value[section], WEIGHT_KEYS)
         algorithm = result.get("wts_algo", "arq_quantize")
         self._check_mixture(
             name,
@@ -289,27 +242,12 @@ class Reader:
         if layer is not None:
             rules = self.rules(layer)
             if result.get("channel_wise") and not rules.channel_wise:
-                self._add(name, f"{section}.channel_wise", True, channel_wise_words(layer.type))
+                self.add(name, f"{section}.channel_wise", True, channel_wise_words(layer.type))
             if algorithm == "ada_quantize" and not rules.ada:
-                self._add(name, f"{section}.wts_algo", algorithm, f"arq_quantize for {layer.type}")
+                self.add(name, f"{section}.wts_algo", algorithm, f"arq_quantize for {layer.type}")
             bits = result.get("num_bits", 8)
             if obstacle := weight_bits_obstacle(layer, bits):
-                self._add(name, f"{section}.num_bits", bits, obstacle)
-        return result
-
-    def _read_section(
-        self, name: str, section: str, value: Any, fields: Mapping[str, Field]
-    ) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self._add(name, section, value, "an object", is_type=True)
-            return {}
-        self._unknown_keys(name, f"{section}.", value, tuple(fields))
-        result = {}
-        for key, item in value.items():
-            if key in fields:
-                checked = self._check(name, f"{section}.{key}", item, fields[key])
-                if checked is not None:
-                    result[key] = checked
+                self.add(name, f"{section}.num_bits", bits, obstacle)
         return result
 
     def _check_mixture(
@@ -329,7 +267,7 @@ class Reader:
         # Decimal, because 0.6 > 1.3 - 0.7 in binary.
         span = Decimal(str(end)) - Decimal(str(start))
         if Decimal(str(step)) > span:
-            self._add(name, "search_step", step, f"a number in (0, {span}], search_range's length")
+            self.add(name, "search_step", step, f"a number in (0, {span}], search_range's length")
 
     def _check_fusion_names(self, names: Sequence[str]) -> None:
         self.problems += repeated_names("skip_fusion_layers", names)
@@ -337,47 +275,9 @@ class Reader:
             if self.layers is not None:
                 layer = self.layers.get(name)
                 if layer is None or layer.type not in FUSIBLE_TYPES:
-                    self._add(
+                    self.add(
                         "",
                         "skip_fusion_layers",
                         name,
                         f"names of {', '.join(FUSIBLE_TYPES)} modules of the model",
                     )
-
-    def _unknown_keys(
-        self, name: str, prefix: str, value: Mapping[str, Any], known: Sequence[str]
-    ) -> None:
-        self.problems += [
-            Problem(name, f"{prefix}{key}", "an unknown key", ", ".join(known))
-            for key in value
-            if key not in known
-        ]
-
-    def _check(self, name: str, key: str, value: Any, spec: Field) -> Any:
-        """The value in our own type, or None after noting what is wrong with it."""
-        if not _has_kind(value, spec.kind):
-            words = _KIND_WORDS[spec.kind]
-            allowed = spec.allowed if spec.kind == "bool" else f"{words} ({spec.allowed})"
-            self._add(name, key, value, allowed, is_type=True)
-            return None
-        numbers = {"float": [value], "pair": value}.get(spec.kind, [])
-        if (
-            (spec.kind == "pair" and len(value) != 2)
-            or not all(abs(number) <= sys.float_info.max for number in numbers)
-            or not spec.fits(value)
-        ):
-            self._add(name, key, value, spec.allowed)
-            return None
-        if spec.kind == "float":
-            return float(value)
-        if spec.kind == "pair":
-            return (float(value[0]), float(value[1]))
-        return tuple(value) if spec.kind == "names" else value
-
-    def _add(self, name: str, key: str, value: Any, allowed: str, *, is_type: bool = False) -> None:
-        text = repr(value)
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
-        self.problems.append(Problem(name, key, shown, allowed, is_type))
-
-
-_SWITCH = Field("bool", "true, false")

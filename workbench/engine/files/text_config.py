@@ -16,9 +16,9 @@ from workbench.engine.files.config_rules import (
     GLOBAL_KEYS,
     Reader,
     model_problems,
-    repeated_names,
     skip_problems,
 )
+from workbench.engine.files.key_checks import repeated_names
 from workbench.engine.files.layer_rules import TYPE_RULES, LayerFacts
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.proto_schema import message_class
