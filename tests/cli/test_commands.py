@@ -1,0 +1,125 @@
+"""The commands in this process: what they print, and the code they end with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from studio_models import make_data
+
+from workbench.cli import main
+from workbench.studio import jobtable, open_session
+from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that names its model and data as code, as a script on a server would."""
+    return _new(tmp_path_factory.mktemp("cli"), "studio_models:make_net")
+
+
+def _new(folder: Path, model: str, metric: str | None = None) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORKBENCH_ALLOW_CODE", "1")
+        session = open_session(
+            model, "studio_models:make_data", metric, folder / "net", batch_size=8, threads=1
+        )
+        session.dispose()
+    return folder / "net"
+
+
+def run(*arguments: str | Path) -> int:
+    return main([str(argument) for argument in (*arguments, "--allow-code")])
+
+
+@pytest.fixture(autouse=True)
+def no_code_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "0")
+
+
+def test_a_chain_of_commands_leaves_what_a_page_can_open(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("analyse", project) == 0
+    words = capsys.readouterr()
+    assert "quantised: 3 of 3 layers" in words.out and "conv1" in words.out
+    assert words.err.startswith("make_net: ")
+
+    assert run("auto-calibrate", project, "--max-loss", "0.5", "--json") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["ok"] and found["float_layers"] == [] and not err
+    assert Path(found["record"]).is_file()
+
+    assert run("export", project, "--prefix", tmp_path / "out" / "net", "--json") == 0
+    files = {f["kind"]: f for f in json.loads(capsys.readouterr().out)["files"]}
+    session = onnxruntime.InferenceSession(files["fake_quant"]["path"])
+    x, labels = make_data()[-1]
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert (got.argmax(1) == labels.numpy()).mean() > 0.7
+
+    opened = Project.open(project)
+    assert opened.store.get("exports")["parity"]
+    opened.close()
+
+
+def test_a_target_that_no_quantised_network_meets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _new(tmp_path, "studio_models:make_chain", "studio_models:counted_metric")
+    assert run("auto-calibrate", folder, "--max-loss", "1e-12", "--strategy", "BinarySearch") == 3
+    assert "target missed" in capsys.readouterr().out
+
+
+def test_several_projects_and_one_that_is_none(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("calibrate", tmp_path / "nothing", project, "--json") == 2
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "neither an example nor a project" in first["error"]
+    assert second["ok"] and second["metric"] == "top1"
+    assert second["float"] == pytest.approx(1.0)  # its labels are the float model's own
+
+
+def test_code_is_loaded_only_when_it_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ProjectSettings(
+        "net",
+        SourceSpec("python", "studio_models:make_net"),
+        DataSpec("python", "studio_models:make_data", 8, 2),
+    )
+    Project.create(tmp_path / "p", settings=settings).close()
+    assert main(["analyse", str(tmp_path / "p")]) == 1
+    assert "--allow-code" in capsys.readouterr().err
+    assert run("analyse", tmp_path / "p") == 0
+
+
+def test_a_project_at_work_is_left_alone(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = Project.open(project)
+    job = jobtable.submit(opened.store, "analyse", {}, runner="thread")
+    try:
+        assert run("calibrate", project) == 4
+        assert "a job is at work" in capsys.readouterr().err
+    finally:
+        jobtable.finish(opened.store, job, "cancelled")
+        opened.close()
+
+
+def test_an_interrupt_keeps_what_was_finished(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.studio.session.Session.evaluate", interrupted)
+    assert run("calibrate", project) == 130
+    assert "kept" in capsys.readouterr().err
+
+
+def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["auto-calibrate", "p", "--strategy", "Guess"])
+    assert left.value.code == 2 and "Recover" in capsys.readouterr().err

@@ -1,0 +1,268 @@
+"""The commands over projects: each one is a call of the session that a script could make."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.engine.errors import Cancelled, WorkbenchError
+from workbench.studio.errors import JobActive, JobFailed
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
+
+DONE, FAILED, WRONG, MISSED, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a command, as ``argparse`` takes it."""
+
+    flag: str
+    settings: Mapping[str, Any]
+
+    def add_to(self, command: argparse.ArgumentParser) -> None:
+        command.add_argument(self.flag, **self.settings)
+
+
+@dataclass(frozen=True)
+class Command:
+    """``act`` runs the job; ``result`` reads what it found: ``ok`` False is a missed target."""
+
+    help: str
+    act: Callable[[Session, argparse.Namespace], None]
+    result: Callable[[Session], Result]
+    options: tuple[Option, ...] = field(default=())
+
+
+def run_all(given: argparse.Namespace) -> int:
+    """One project after the other; the exit code of the first that did not end well."""
+    worst = DONE
+    for project in given.project:
+        code = _run(project, given)
+        if code == INTERRUPTED:
+            return code
+        worst = worst or code
+    return worst
+
+
+def _run(source: str, given: argparse.Namespace) -> int:
+    from workbench.cli.progress import Terminal
+    from workbench.studio import open_session
+
+    command = COMMANDS[given.command]
+    session: Session | None = None
+    try:
+        session = open_session(source, given.data, given.metric)
+        with Terminal(session, given.command, silent=given.json):
+            command.act(session, given)
+        found = {"project": str(session.project.folder), "command": given.command}
+        found |= command.result(session)
+    except KeyboardInterrupt:
+        return _say(given, source, "interrupted; what was finished is kept", INTERRUPTED)
+    except Cancelled as error:
+        return _say(given, source, str(error), INTERRUPTED)
+    except JobActive as error:
+        return _say(given, source, str(error), BUSY)
+    except JobFailed as error:
+        return _say(given, source, str(error), FAILED)
+    except (WorkbenchError, OSError) as error:
+        return _say(given, source, str(error), WRONG)
+    finally:
+        if session is not None:
+            session.dispose()
+    print(json.dumps(_plain(found)) if given.json else _words(found))
+    return DONE if found["ok"] else MISSED
+
+
+def _say(given: argparse.Namespace, source: str, message: str, code: int) -> int:
+    if given.json:
+        print(json.dumps({"project": source, "command": given.command, "error": message}))
+    else:
+        print(f"{source}: {message}", file=sys.stderr)
+    return code
+
+
+def _summary(session: Session) -> Result:
+    summary = session.summary
+    return {
+        "ok": True,
+        "metric": summary.metric_name,
+        "float": summary.metric_float,
+        "now": summary.metric_current,
+        "predicted": summary.metric_is_prediction,
+        "bytes_float": summary.size_float,
+        "bytes": summary.size_current,
+        "bit_operations_float": summary.bops_float,
+        "bit_operations": summary.bops_current,
+        "quantised": summary.quantized,
+        "layers": summary.eligible,
+    }
+
+
+def _analysed(session: Session) -> Result:
+    table = session.layers.dropna(subset=["cosine"]).sort_values("cosine").head(10)
+    worst = table[["name", "cosine", "sqnr"]].to_dict("records")
+    return _summary(session) | {"worst": worst}
+
+
+def _calibrated(session: Session) -> Result:
+    project = session.project
+    files = {"config": str(project.config_path), "record": str(project.record_path)}
+    return _summary(session) | files
+
+
+def _searched(session: Session) -> Result:
+    job = session.job
+    trials = session.trials
+    own = trials[trials["job"] == job.id] if job is not None else trials
+    # There is no further trial where everything quantised was good enough.
+    last = own[own["kind"].isin(("all", "final"))].tail(1)
+    satisfied = bool(len(last)) and bool(last["satisfied"].iloc[0])
+    table = session.layers
+    floats = table[table["eligible"] & ~table["quant_enable"]]["name"].tolist()
+    return _calibrated(session) | {"ok": satisfied, "float_layers": floats, "trials": len(own)}
+
+
+def _exported(session: Session) -> Result:
+    exported = session.exports
+    files = [
+        {
+            "kind": file.kind,
+            "path": file.path,
+            "bytes": file.bytes,
+            "metric": file.metric,
+            "latency_ms": file.latency_ms,
+        }
+        for file in exported.files
+    ]
+    agree = [{"text": line.text, "ok": line.ok} for line in exported.parity]
+    return _summary(session) | {
+        "ok": all(line.ok for line in exported.parity),
+        "files": files,
+        "parity": agree,
+    }
+
+
+def _words(found: Result) -> str:
+    """The result for a person: a figure a line, lists indented."""
+    from workbench.charts import formats
+
+    metric = found["metric"]
+    about = "≈ " if found["predicted"] else ""
+    lines = [
+        found["project"],
+        f"  {formats.metric_title(metric) or 'metric'}: {formats.metric(found['float'], metric)} "
+        f"→ {about}{formats.metric(found['now'], metric)}",
+        f"  size: {formats.size(found['bytes_float'])} → {formats.size(found['bytes'])}",
+        f"  bit-operations: {formats.bit_operations(found['bit_operations_float'])} → "
+        f"{formats.bit_operations(found['bit_operations'])}",
+        f"  quantised: {found['quantised']} of {found['layers']} layers",
+    ]
+    lines += [f"    1 − cos {1 - r['cosine']:.1e}  {r['name']}" for r in found.get("worst", ())]
+    if "float_layers" in found:
+        verdict = "met" if found["ok"] else "missed"
+        left = ", ".join(found["float_layers"]) or "none"
+        lines.append(f"  target {verdict} after {found['trials']} trials; left in float: {left}")
+    if "record" in found:
+        lines.append(f"  record: {found['record']}")
+    for file in found.get("files", ()):
+        value = formats.metric(file["metric"], metric) if file["metric"] is not None else ""
+        lines.append(f"  {file['path']}  {formats.size(file['bytes'])}  {value}".rstrip())
+    lines += [f"  {'✓' if line['ok'] else '✗'} {line['text']}" for line in found.get("parity", ())]
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _search(session: Session, given: argparse.Namespace) -> None:
+    session.auto_calibrate(
+        max_loss=given.max_loss,
+        strategy=given.strategy,
+        sensitivity=given.sensitivity,
+        objective=given.objective,
+        pareto_trials=given.trials,
+    )
+
+
+COMMANDS: Mapping[str, Command] = {
+    "analyse": Command(
+        "measure what quantising does to every layer",
+        lambda session, _: session.analyse(),
+        _analysed,
+    ),
+    "calibrate": Command(
+        "calibrate and evaluate the configuration as it is, and write its record",
+        lambda session, _: session.evaluate(),
+        _calibrated,
+    ),
+    "auto-calibrate": Command(
+        "find the fewest layers to leave in float so that a target holds",
+        _search,
+        _searched,
+        (
+            Option(
+                "--max-loss",
+                {
+                    "type": float,
+                    "default": 0.005,
+                    "help": "of the metric, absolute (0.005 = 0.5 points)",
+                },
+            ),
+            Option(
+                "--strategy",
+                {
+                    "default": "Recover",
+                    "choices": [
+                        "Recover",
+                        "BinarySearch",
+                        "BinarySearchVerified",
+                        "Greedy",
+                        "Pareto",
+                    ],
+                },
+            ),
+            Option(
+                "--sensitivity",
+                {
+                    "default": "CosineSimilarity",
+                    "choices": ["CosineSimilarity", "SQNR", "MSE", "EndToEnd"],
+                },
+            ),
+            Option(
+                "--objective",
+                {"default": "size", "choices": ["size", "bops", "latency"], "help": "of Pareto"},
+            ),
+            Option(
+                "--trials", {"type": int, "default": 60, "help": "configurations Pareto looks at"}
+            ),
+        ),
+    ),
+    "export": Command(
+        "write the ONNX files, measure them and check that they agree",
+        lambda session, given: session.export(given.prefix),
+        _exported,
+        (
+            Option(
+                "--prefix",
+                {"help": "folder and beginning of the file names (default: in the project)"},
+            ),
+        ),
+    ),
+}
