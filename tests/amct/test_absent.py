@@ -13,7 +13,6 @@ from workbench.amct.absent import ABSENT
     ("statement", "words"),
     [
         ("from workbench.amct import quantize", "module-level quantisation"),
-        ("from workbench.amct import tensor_decompose", "tensor decomposition"),
         (
             "from workbench.amct.nn.module.quantization.conv2d import Conv2dQAT",
             "quantisation-aware training",

@@ -12,7 +12,6 @@ _QAT = "quantisation-aware training"
 _PRUNING = "channel pruning and 2:4 sparsity"
 _MODULES = "module-level quantisation"
 _DISTILLATION = "distillation"
-_DECOMPOSITION = "tensor decomposition"
 
 _NAMES: Mapping[str, Sequence[str]] = {
     _QAT: (
@@ -57,7 +56,6 @@ _NAMES: Mapping[str, Sequence[str]] = {
         "distill",
         "save_distill_model",
     ),
-    _DECOMPOSITION: ("tensor_decompose",),
 }
 
 ABSENT: dict[str, str] = {

@@ -7,6 +7,7 @@ from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
+from workbench.engine.flows.decompose import auto_decomposition, decompose_network
 from workbench.engine.flows.preprocess import quantize_preprocess
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
@@ -21,7 +22,9 @@ __all__ = [
     "ModelEvaluator",
     "WorkbenchError",
     "accuracy_based_auto_calibration",
+    "auto_decomposition",
     "create_quant_config",
+    "decompose_network",
     "quantize_model",
     "quantize_preprocess",
     "save_model",
