@@ -10,6 +10,8 @@ from workbench.engine.export.verify import verify_export
 from workbench.engine.flows.decompose import auto_decomposition, decompose_network
 from workbench.engine.flows.preprocess import quantize_preprocess
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
+from workbench.engine.flows.training import TrainingResult, fit
+from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
@@ -20,11 +22,14 @@ __all__ = [
     "Cancelled",
     "Event",
     "ModelEvaluator",
+    "TrainingResult",
+    "TrainingSettings",
     "WorkbenchError",
     "accuracy_based_auto_calibration",
     "auto_decomposition",
     "create_quant_config",
     "decompose_network",
+    "fit",
     "quantize_model",
     "quantize_preprocess",
     "save_model",

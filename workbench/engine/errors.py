@@ -45,3 +45,17 @@ class CaptureError(WorkbenchError, RuntimeError):
 
 class Cancelled(WorkbenchError):
     """The caller's ``CancelToken`` was set; nothing half-written is left."""
+
+
+class TrainingDiverged(WorkbenchError, ArithmeticError):
+    """The loss or a gradient became NaN or infinite; the model is as it was at ``step``.
+
+    ``layer`` is where it began, empty if no layer is to blame.
+    """
+
+    def __init__(
+        self, message: str, *, where: str = "", hint: str = "", layer: str = "", step: int = 0
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.layer = layer
+        self.step = step

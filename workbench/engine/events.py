@@ -137,6 +137,43 @@ class FileWritten(Event):
     size: int
 
 
+@dataclass(frozen=True)
+class TrainStep(Event):
+    """One optimiser step is done: the ``step``-th of ``steps`` (0: not known), its batch's loss."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """The validation metric after ``step`` steps; ``best``: none before it was higher."""
+
+    step: int
+    metric: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class ClipsMoved(Event):
+    """Where the clip bounds of each quantised layer stand after ``step`` steps: (min, max)."""
+
+    step: int
+    clips: tuple[tuple[str, float, float], ...]
+
+
+@dataclass(frozen=True)
+class CheckpointWritten(Event):
+    """A checkpoint of the state after ``step`` steps is complete on disk; ``size`` in bytes."""
+
+    step: int
+    path: str
+    size: int
+
+
 OnEvent = Callable[[Event], None]
 
 
