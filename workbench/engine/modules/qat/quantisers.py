@@ -26,7 +26,7 @@ from workbench.engine.algorithms.ulq import (
 from workbench.engine.algorithms.weight_training import arq_weight, ulq_weight, weight_scales
 from workbench.engine.errors import WrongState, WrongType
 from workbench.engine.modules.qat.onnx_nodes import activation_nodes, is_exporting, weight_nodes
-from workbench.engine.numerics.integer import FLT_EPSILON
+from workbench.engine.numerics.integer import FLT_EPSILON, int_range
 
 logger = logging.getLogger("workbench.engine.modules")
 
@@ -38,7 +38,7 @@ class ActivationSettings:
     ``clip_max`` set: the bounds start there, and from -1 or ``clip_min`` below. Otherwise they are
     found in the first ``batch_num`` forwards. ``quantise_first``: those forwards are quantised
     already, between the extremes of their own batch (graph mode); single operators leave them as
-    they are. ``deploy_state``: the state holds the offset as the integer that is deployed, of shape
+    they are. ``symmetric``: offset 0, the bound that reaches further decides. ``deploy_state``: the state holds the offset as the integer that is deployed, of shape
     ``(1,)``, instead of a float of shape ``()``.
     """
 
@@ -47,6 +47,7 @@ class ActivationSettings:
     fixed_min: bool = False
     clip_max: float | None = None
     clip_min: float | None = None
+    symmetric: bool = False
     quantise_first: bool = True
     deploy_state: bool = False
 
@@ -149,17 +150,29 @@ class QuantisingModule(nn.Module):
                 f"an input of dtype {x.dtype} cannot be quantised; allowed: floating point",
                 where=self._where(),
             )
-        state = self._activations[prefix]
-        settings = state.settings
         if is_exporting():
             return self._exported_activation(prefix, x)
+        if self.observe_activation(prefix, x):
+            return self.on_grid(prefix, x)
+        return pass_through(x, *self.clips(prefix))
+
+    def observe_activation(self, prefix: str, x: Tensor) -> bool:
+        """Bring the bounds up to date before ``x`` is quantised; False: it is not to be, yet.
+
+        One call a forward: while bounds are searched it counts as a batch.
+        """
         searching = not self.initialised(prefix)
         if searching and x.numel():
-            self._initialise(state, prefix, x.detach())
+            self._initialise(prefix, x.detach())
         self._settle(prefix)
-        clips = self.clips(prefix)
-        if searching and not (settings.quantise_first and x.numel()):
-            return pass_through(x, *clips)
+        return not searching or (
+            self._activations[prefix].settings.quantise_first and x.numel() > 0
+        )
+
+    def on_grid(self, prefix: str, x: Tensor) -> Tensor:
+        """``x`` quantised between the bounds as they are; differentiable."""
+        settings = self._activations[prefix].settings
+        clips = self._grid_clips(prefix, self.clips(prefix))
         return ulq_activation(x, *clips, settings.bits, fixed_min=settings.fixed_min)
 
     def quantise_weight(self, prefix: str, weight: Tensor) -> Tensor:
@@ -196,7 +209,7 @@ class QuantisingModule(nn.Module):
 
     def activation_factors(self, prefix: str) -> tuple[Tensor, Tensor]:
         """Scale and offset that the current bounds give: ``()``, float32, the offset integral."""
-        clips = self._valid_clips(prefix)
+        clips = self._grid_clips(prefix, self._valid_clips(prefix))
         return affine_factors(*clips, self._activations[prefix].settings.bits)
 
     def weight_factors(self, prefix: str, weight: Tensor) -> Tensor:
@@ -220,8 +233,9 @@ class QuantisingModule(nn.Module):
         """The weight behind each weight quantiser that an export reads the state of."""
         return {}
 
-    def _initialise(self, state: _Activation, prefix: str, x: Tensor) -> None:
+    def _initialise(self, prefix: str, x: Tensor) -> None:
         """Bounds of the batches seen: of the last one alone until the search is done."""
+        state = self._activations[prefix]
         settings = state.settings
         if state.initialiser is None:
             state.initialiser = ClipInitialiser(settings.bits, settings.batch_num)
@@ -263,6 +277,16 @@ class QuantisingModule(nn.Module):
         if state.ready:
             pre = [self.get_buffer(f"{prefix}clip_{name}_pre") for name in ("max", "min")]
         return valid_clips(*clips, *pre, fixed_min=state.settings.fixed_min)
+
+    def _grid_clips(self, prefix: str, clips: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The ends of the grid that the bounds mean: themselves, unless it is symmetric."""
+        settings = self._activations[prefix].settings
+        if not settings.symmetric:
+            return clips
+        high, low = clips
+        lowest, highest = int_range(settings.bits)
+        scale = torch.where(-low > high, low / lowest, high / highest)
+        return scale * highest, scale * lowest
 
     def _write_factors(self, prefix: str) -> None:
         settings = self._activations[prefix].settings
