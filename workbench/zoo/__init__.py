@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from workbench.zoo.catalogue import CATALOGUE, entry
 from workbench.zoo.data import DigitsData, digits
+from workbench.zoo.training_data import TrainingDigits
 from workbench.zoo.weights_io import read_weights
 
-__all__ = ["DigitsData", "ZooModel", "example_input", "load", "names"]
+__all__ = ["DigitsData", "TrainingDigits", "ZooModel", "example_input", "load", "names"]
 
 
 @dataclass(frozen=True)
