@@ -165,15 +165,22 @@ def _shape_problems(
 ) -> Iterator[Problem]:
     split = layer.split
     if mode != split.mode:
-        yield Problem(layer.name, "mode", repr(mode), f"{split.mode}, for {split.shape}")
+        yield Problem(layer.name, "mode", repr(mode), f"{split.mode}, for {_sizes(layer)}")
         return
     for key, found, wanted in (
         ("first.weight_shape", first, split.first_shape(layer.rank)),
         ("last.weight_shape", last, split.last_shape(layer.rank)),
     ):
         if found != wanted:
-            allowed = f"{list(wanted)}, for {mode} and {layer.rank} channels in between"
+            allowed = f"{list(wanted)}, for {_sizes(layer)} and {layer.rank} channels in between"
             yield Problem(layer.name, key, str(list(found)), allowed)
+
+
+def _sizes(layer: DecomposedConv) -> str:
+    return (
+        f"in_channels {layer.in_channels}, out_channels {layer.out_channels}, "
+        f"kernel_size {list(layer.kernel_size)}"
+    )
 
 
 def _object(value: Any, place: str, problems: list[Problem]) -> Mapping[str, Any]:
