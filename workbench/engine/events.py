@@ -174,6 +174,38 @@ class CheckpointWritten(Event):
     size: int
 
 
+@dataclass(frozen=True)
+class DistillGroupStarted(Event):
+    """Group ``group`` of ``groups`` (from 0) is about to be trained; its mean loss before."""
+
+    group: int
+    groups: int
+    names: tuple[str, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class DistillStep(Event):
+    """Step ``step`` of ``steps`` of an epoch (all from 0) of a group is done; its batch's loss."""
+
+    group: int
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class DistillGroupFinished(Event):
+    """A group is trained; mean losses before and of the state it was left in."""
+
+    group: int
+    groups: int
+    names: tuple[str, ...]
+    loss_before: float
+    loss_after: float
+
+
 OnEvent = Callable[[Event], None]
 
 
