@@ -96,6 +96,10 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         imports.append(f"import {module}")
         arguments = ", ".join(f"{key}={value!r}" for key, value in source.arguments.items())
         lines.append(f"model = {module}.{attribute}({arguments}).eval()")
+    elif source.kind == "pt2":
+        imports.append("from workbench.engine.graph.pt2_model import load_exported_program")
+        path = str(project.folder / Path(source.name).expanduser())
+        lines.append(f"model = load_exported_program({path!r})")
     else:
         imports.append("from safetensors.torch import load_file")
         lines += [

@@ -1,0 +1,62 @@
+"""A ``.pt2`` file as the source of a project, from opening to the script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from studio_models import make_data, make_net
+
+from workbench.engine.errors import MissingFile, WrongValue
+from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec, open_session
+from workbench.studio.errors import JobFailed
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    batches = make_data()
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    np.savez(tmp_path / "data.npz", x=x.numpy(), labels=y.numpy())
+    dynamic = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(make_net(), (x,), dynamic_shapes=dynamic)
+    torch.export.save(program, tmp_path / "net.pt2")
+    return tmp_path / "net.pt2", tmp_path / "data.npz"
+
+
+def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = files
+    session = open_session(model, data, project=tmp_path / "p", batch_size=8, threads=1)
+    assert session.layers["name"].tolist() == ["conv1", "conv2", "fc"]
+    session.toggle("conv2")
+    session.export()
+    assert session.summary.model == "net" and session.summary.metric_name == "top1"
+    assert all(line.ok for line in session.exports.parity)
+    session.dispose()
+    done = subprocess.run(
+        [sys.executable, str(session.project.log_path)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "reproduced"
+    assert (made / "ptq.record.txt").read_bytes() == session.project.record_path.read_bytes()
+    again = open_session(tmp_path / "p")
+    assert again.layers["quant_enable"].tolist() == [True, False, True]
+    again.dispose()
+
+
+def test_a_file_that_went_or_never_was(files: tuple[Path, Path], tmp_path: Path) -> None:
+    model, data = files
+    with pytest.raises(MissingFile, match="no such file"):
+        open_session(tmp_path / "other.pt2", data, project=tmp_path / "q")
+    with pytest.raises(WrongValue, match="needs data"):
+        open_session(model, project=tmp_path / "q")
+    settings = ProjectSettings(
+        "net", SourceSpec("pt2", str(tmp_path / "gone.pt2")), DataSpec("npz", str(data))
+    )
+    Project.create(tmp_path / "p", settings=settings).close()
+    with pytest.raises(JobFailed, match="no such file"):
+        open_session(tmp_path / "p")
