@@ -104,7 +104,36 @@ def save_model(
             where="save_model",
             hint="Leave compat out, or calibrate again with the other setting.",
         )
-    source = f"record {record_file}"
+    write_quantized(
+        model_file,
+        record,
+        sidecar,
+        paths,
+        source=f"record {record_file}",
+        to_get_ranges=f"beside {record_file}; calibrate with this version to get them",
+        bias_before_dequant=bias_before_dequant,
+        on_event=on_event,
+        cancel=cancel,
+    )
+
+
+def write_quantized(
+    model_file: Path,
+    record: Record,
+    sidecar: Sidecar,
+    paths: OutputPaths,
+    *,
+    source: str,
+    to_get_ranges: str,
+    bias_before_dequant: bool = False,
+    on_event: OnEvent | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Write the files of a float ONNX file and its record: all of them or, on any error, none.
+
+    ``source`` names the record in errors. ``to_get_ranges`` ends the notice that the third file is
+    not written because ``sidecar`` has no ranges. Errors as of ``save_model``.
+    """
 
     def load() -> tuple[ir.Model, list[QuantizedNode]]:
         model = _load_onnx(model_file)
@@ -116,7 +145,7 @@ def save_model(
     # Every complaint about the files comes here, before anything is written.
     obstacle = qdq_obstacle(*load())
     if not sidecar.ranges:
-        obstacle = f"no tensor ranges beside {record_file}; calibrate with this version to get them"
+        obstacle = f"no tensor ranges {to_get_ranges}"
     if obstacle:
         del targets["qdq"]
         message = f"{paths.qdq.name} is not written: {obstacle}"

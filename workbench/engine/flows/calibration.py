@@ -189,7 +189,7 @@ class Calibration:
 
     def watched(self, model: nn.Module, meet: MeetLayer) -> Callable[..., Any]:
         """The model's forward with every layer's input handed to ``meet``, and the rest watched."""
-        watch = TapWatch(model, self.captured, self._recorder)
+        watch = TapWatch(model, self.captured.taps, self._recorder)
         self._watches.append(watch)
         self.hook_inputs(model, meet)
         self._hidden.watch(model)

@@ -39,6 +39,7 @@ from workbench.engine.flows.arguments import (
 from workbench.engine.flows.balancing import Factors, balanced_layers, factors_of, find_balance
 from workbench.engine.flows.calibration import Calibration
 from workbench.engine.flows.layer_data import Batch
+from workbench.engine.flows.ranges import with_input_names
 from workbench.engine.flows.rounding import learned_layers
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.inputs import split_inputs
@@ -247,11 +248,7 @@ def named_sidecar(
 ) -> Sidecar:
     """The calibration's sidecar with graph inputs under the names they have in the ONNX files."""
     sidecar = calibration.sidecar()
-    renamed = {
-        f"input:{old}": f"input:{new}"
-        for old, new in zip(graph_inputs(captured), input_names or (), strict=False)
-    }
-    ranges = {renamed.get(key, key): value for key, value in sidecar.ranges.items()}
+    ranges = with_input_names(sidecar.ranges, graph_inputs(captured), input_names)
     return Sidecar(compat=sidecar.compat, ranges=ranges, options=sidecar.options)
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from workbench.engine.files.sidecar import TensorRange
-from workbench.engine.graph.capture import Captured
+from workbench.engine.graph.taps import Tap
 
 log = logging.getLogger("workbench.engine.flows.ranges")
 
@@ -55,6 +56,14 @@ class RangeRecorder:
         }
 
 
+def with_input_names(
+    ranges: Mapping[str, TensorRange], names: Sequence[str], given: Sequence[str] | None
+) -> dict[str, TensorRange]:
+    """Ranges with the graph's inputs under the names that they have in the ONNX files."""
+    renamed = {f"input:{old}": f"input:{new}" for old, new in zip(names, given or (), strict=False)}
+    return {renamed.get(key, key): value for key, value in ranges.items()}
+
+
 class TapWatch:
     """Finds the captured graph's adds and concatenations again in a forward of the module tree.
 
@@ -62,17 +71,21 @@ class TapWatch:
     scope. Where a forward executes fewer than were captured, the scope's ranges are dropped.
     """
 
-    def __init__(self, model: nn.Module, captured: Captured, recorder: RangeRecorder) -> None:
-        self._keys = {(tap.scope, tap.op, tap.ordinal): tap.key for tap in captured.taps}
-        self._expected = {(tap.scope, tap.op): tap.ordinal + 1 for tap in captured.taps}
+    def __init__(self, model: nn.Module, taps: Sequence[Tap], recorder: RangeRecorder) -> None:
+        self._keys = {(tap.scope, tap.op, tap.ordinal): tap.key for tap in taps}
+        self._expected = {(tap.scope, tap.op): tap.ordinal + 1 for tap in taps}
         self._recorder = recorder
         self._stack: list[str] = []
         self._seen: Counter[tuple[str, str]] = Counter()
         self.unreliable: set[str] = set()
+        self._mode = _TapMode(self)
+        self._handles: list[RemovableHandle] = []
         if self._keys:
             for name, module in model.named_modules():
-                module.register_forward_pre_hook(self._enter(name))
-                module.register_forward_hook(self._leave, always_call=True)
+                self._handles += [
+                    module.register_forward_pre_hook(self._enter(name)),
+                    module.register_forward_hook(self._leave, always_call=True),
+                ]
 
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, args: Any) -> None:
@@ -85,13 +98,30 @@ class TapWatch:
             self._stack.pop()
 
     def run(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.begin()
+        complete = False
+        try:
+            output = forward(*args, **kwargs)
+            complete = True
+        finally:
+            self.end(complete=complete)
+        return output
+
+    def begin(self) -> None:
+        """Watch from here; the forward of the model is about to run."""
         if not self._keys:
-            return forward(*args, **kwargs)
+            return
         # The root's own hook has run by now, unless its forward was called directly.
         self._stack[:] = [""]
         self._seen.clear()
-        with _TapMode(self):
-            output = forward(*args, **kwargs)
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self, *, complete: bool) -> None:
+        """Stop watching; ``complete``: the forward came to its end."""
+        if self._keys:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if not complete:
+            return
         for place, count in self._expected.items():
             if self._seen[place] < count:
                 scope, op = place
@@ -104,7 +134,11 @@ class TapWatch:
                         op,
                     )
                 self.unreliable |= lost
-        return output
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
 
     def see(self, op: str, args: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor) or not self._stack:

@@ -22,7 +22,18 @@ def copy_model(model: nn.Module) -> nn.Module:
     Raises ``WrongState`` when some part refuses to be copied: the engine never falls back to
     changing the user's model (chapter 10, D19).
     """
-    memo: dict[int, object] = {id(p): p for p in model.parameters()}
+    return _duplicate(model, {id(p): p for p in model.parameters()}).eval()
+
+
+def copy_for_training(model: nn.Module) -> nn.Module:
+    """Copy the module tree with all its tensors; each module keeps its mode.
+
+    Raises ``WrongState`` like ``copy_model``.
+    """
+    return _duplicate(model, {})
+
+
+def _duplicate(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     for module in model.modules():
         for value in vars(module).values():
             # The last weight a weight_norm layer computed: deepcopy refuses what carries a graph.
@@ -32,7 +43,7 @@ def copy_model(model: nn.Module) -> nn.Module:
             elif isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
-        duplicate = copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise WrongState(
             f"the model cannot be copied: {type(error).__name__}: {error}.",
@@ -40,7 +51,6 @@ def copy_model(model: nn.Module) -> nn.Module:
             hint="Give it attributes that copy.deepcopy accepts (no open files, locks or tensors "
             "that carry a gradient graph), or define __deepcopy__.",
         ) from error
-    return duplicate.eval()
 
 
 def cast_to_float32(module: nn.Module) -> tuple[str, ...]:

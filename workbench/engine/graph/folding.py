@@ -41,12 +41,14 @@ class FoldPlan:
     kept: dict[str, str]
 
 
-def plan_folding(captured: Captured, skip: Collection[str] = ()) -> FoldPlan:
+def plan_folding(captured: Captured, skip: Collection[str] = (), *, sync: bool = False) -> FoldPlan:
     """Find every Conv + BatchNorm pair that can be folded without changing the model.
 
     ``skip`` lists convolutions to leave alone (``skip_fusion_layers``). A convolution or BatchNorm
-    that runs more than once, shares its weight or has hooks is kept, with the reason (D1).
+    that runs more than once, shares its weight or has hooks is kept, with the reason (D1). With
+    ``sync`` a SyncBatchNorm is taken for what it is in eval mode: an ordinary one.
     """
+    norms = (*_NORMS, nn.SyncBatchNorm) if sync else _NORMS
     modules = dict(captured.module.named_modules())
     owners: dict[int, int] = {}
     for module in modules.values():
@@ -56,7 +58,9 @@ def plan_folding(captured: Captured, skip: Collection[str] = ()) -> FoldPlan:
     kept: dict[str, str] = {}
     for path, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            found = _pair(captured, modules, owners, path, module, skip)
+            found: FoldedPair | str = f"{type(module).__name__} is not folded"
+            if type(module) in norms:
+                found = _pair(captured, modules, owners, path, module, skip)
             if isinstance(found, str):
                 kept[path] = found
             else:
@@ -95,8 +99,6 @@ def _pair(
     skip: Collection[str],
 ) -> FoldedPair | str:
     facts = captured.facts
-    if type(norm) not in _NORMS:
-        return f"{type(norm).__name__} is not folded"
     if not norm.affine:
         return "it has no scale and shift (affine=False)"
     if norm.running_mean is None or norm.running_var is None:
