@@ -215,10 +215,11 @@ def _create(
     if is_main_process():
         write_record(record_file, Record(), warn_if_exists=True)
         write_sidecar(record_file, Sidecar(compat=compat))
-    return _wrapped_like(model, created)
+    return wrapped_like(model, created)
 
 
-def _wrapped_like(model: nn.Module, created: nn.Module) -> nn.Module:
+def wrapped_like(model: nn.Module, created: nn.Module) -> nn.Module:
+    """``created``, wrapped for distributed training if ``model`` is."""
     if not isinstance(model, DistributedDataParallel):
         return created
     # A new one: the reducer of the old knows nothing of the clip bounds.
