@@ -92,7 +92,7 @@ def gated_linear_unit(state: State, node: Node) -> Value:
 def along_axis(state: State, node: Node) -> Value:
     """Every element along the axis depends on the others there."""
     rank = len(state.shape(node.args[0]))
-    axes = node.args[1] if isinstance(node.args[1], list) else [node.args[1]]
+    axes: Any = node.args[1] if isinstance(node.args[1], list) else [node.args[1]]
     return state.pin(state.channels(node.args[0]), [axis_of(a, rank) for a in axes], node)
 
 
