@@ -21,6 +21,7 @@ ON_TWO_THREADS = (
     "memory",
     "search",
     "page",
+    "decompose",
 )
 ON_REQUEST = ("ada", "bigmodel")
 """Only when named: minutes, and for one of them gigabytes of memory and disk."""

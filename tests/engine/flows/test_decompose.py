@@ -9,12 +9,22 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from workbench.engine import Cancelled, CancelToken, auto_decomposition, decompose_network
+from workbench.engine import (
+    Cancelled,
+    CancelToken,
+    auto_decomposition,
+    create_quant_config,
+    decompose_network,
+    quantize_model,
+    save_model,
+)
 from workbench.engine.events import Progress
 from workbench.engine.files.sidecar import sidecar_path
 
@@ -499,3 +509,39 @@ def test_progress_and_cancel(model: Small, tmp_path: Path) -> None:
         )
     assert isinstance(model.body["a"], nn.Conv2d)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_decompose_train_quantise_and_run_in_onnx_runtime(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 6)
+    )
+    x = torch.randn(32, 3, 10, 10)
+    with torch.no_grad():
+        wanted = net(x)
+    auto_decomposition(net)
+
+    def loss() -> Tensor:
+        return nn.functional.mse_loss(net(x), wanted)
+
+    start = float(loss().detach())
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert float(loss().detach()) < 0.5 * start
+
+    config, modified, record, prefix = (str(tmp_path / n) for n in ("c.json", "m.onnx", "r", "net"))
+    create_quant_config(config, net, (x[:2],))
+    quantize_model(config, modified, record, net, (x[:2],))(x)
+    save_model(modified, record, prefix)
+    session = onnxruntime.InferenceSession(f"{prefix}_fake_quant_model.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        exact = net(x)
+    noise = (torch.from_numpy(found) - exact).square().sum() / exact.square().sum()
+    assert 0 < float(noise) < 0.01
+    deploy = onnx.load(f"{prefix}_deploy_model.onnx")
+    integers = {i.name: i for i in deploy.graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    assert sorted(tuple(i.dims) for i in integers.values())[-2:] == [(64, 3, 3, 3), (64, 32, 1, 3)]

@@ -129,7 +129,7 @@ def auto_decomposition(
     rule.check(candidates)
     for candidate in candidates:
         if candidate.unusual:
-            logger.warning("layer %s is not decomposed: %s", candidate.name, candidate.skipped)
+            logger.warning("layer %s is not decomposed: %s", candidate.label, candidate.skipped)
 
     job = _Job(rule, method, max_error, -math.inf if compat else min_gain, balance, dry_run, seed)
     done = job.run(candidates, on_event, cancel)
@@ -250,7 +250,7 @@ class _Job:
             seed=self.seed,
         )
         if result.choice.estimated == 0:
-            logger.warning("layer %s: no singular value stands out of the noise", first.name)
+            logger.warning("layer %s: no singular value stands out of the noise", first.label)
         skipped = self._no_gain(group, result.choice.rank)
         if not skipped and self.max_error is not None and result.relative_error > self.max_error:
             skipped = f"its relative error is {result.relative_error:.3g}, above max_error"

@@ -36,6 +36,11 @@ class Candidate:
     unusual: bool = False
 
     @property
+    def label(self) -> str:
+        """The name in a message; the model itself has an empty one."""
+        return self.name or type(self.layer).__name__
+
+    @property
     def weight(self) -> Tensor:
         return self.layer.weight
 
@@ -143,10 +148,10 @@ def _unsuitable(layer: nn.Conv2d) -> str:
 
 
 def _check_finite(candidates: list[Candidate]) -> None:
-    bad = [c.name for c in candidates if not c.unusual and not bool(c.weight.isfinite().all())]
+    bad = [c.label for c in candidates if not c.unusual and not bool(c.weight.isfinite().all())]
     if bad:
         raise WrongValue(
-            f"the weight holds inf or NaN (layer {', '.join(name or 'the model' for name in bad)})",
+            f"the weight holds inf or NaN (layer {', '.join(bad)})",
             where="auto_decomposition()",
             hint="Check the model's checkpoint.",
         )
