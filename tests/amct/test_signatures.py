@@ -29,6 +29,11 @@ algorithm_register(name, src_op, quant_op, deploy_op=None)
 create_quant_cali_config(config_file, model, quant_layers=None, config_defination=None)
 create_quant_cali_model(config_file, record_file, model)
 create_quant_retrain_config(config_file, model, input_data, config_defination=None)
+create_quant_retrain_model(config_file, model, record_file, input_data)
+restore_quant_retrain_model(config_file, model, record_file, input_data, pth_file,
+    state_dict_name=None)
+save_quant_retrain_model(config_file, model, record_file, save_path, input_data, input_names=None,
+    output_names=None, dynamic_axes=None)
 create_prune_retrain_model(model, input_data, config_defination, record_file)
 restore_prune_retrain_model(model, input_data, record_file, config_defination, pth_file,
     state_dict_name=None)
@@ -67,6 +72,10 @@ TODAY = {
     "quantize_preprocess",
     "quantize_model",
     "save_model",
+    "create_quant_retrain_config",
+    "create_quant_retrain_model",
+    "restore_quant_retrain_model",
+    "save_quant_retrain_model",
     "accuracy_based_auto_calibration",
     "ModelEvaluator",
 }

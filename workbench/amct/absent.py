@@ -15,10 +15,6 @@ _DISTILLATION = "distillation"
 
 _NAMES: Mapping[str, Sequence[str]] = {
     _QAT: (
-        "create_quant_retrain_config",
-        "create_quant_retrain_model",
-        "restore_quant_retrain_model",
-        "save_quant_retrain_model",
         "nn",
     ),
     "combined compression": (
