@@ -38,8 +38,9 @@ class ActivationSettings:
     ``clip_max`` set: the bounds start there, and from -1 or ``clip_min`` below. Otherwise they are
     found in the first ``batch_num`` forwards. ``quantise_first``: those forwards are quantised
     already, between the extremes of their own batch (graph mode); single operators leave them as
-    they are. ``symmetric``: offset 0, the bound that reaches further decides. ``deploy_state``: the state holds the offset as the integer that is deployed, of shape
-    ``(1,)``, instead of a float of shape ``()``.
+    they are. ``symmetric``: offset 0, the bound that reaches further decides. ``deploy_state``: the
+    state holds the offset as the integer that is deployed, of shape ``(1,)``, instead of a float of
+    shape ``()``.
     """
 
     bits: int = 8
