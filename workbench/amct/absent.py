@@ -14,9 +14,7 @@ _MODULES = "module-level quantisation"
 _DISTILLATION = "distillation"
 
 _NAMES: Mapping[str, Sequence[str]] = {
-    _QAT: (
-        "nn",
-    ),
+    _QAT: ("nn",),
     "combined compression": (
         "create_compressed_retrain_model",
         "restore_compressed_retrain_model",
