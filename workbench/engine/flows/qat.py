@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from workbench.engine.errors import MissingFile, WorkbenchError, WrongState
+from workbench.engine.errors import MissingFile
 from workbench.engine.events import CancelToken, Notice, OnEvent, check, emit
 from workbench.engine.files.atomic import ensure_writable, write_text
 from workbench.engine.files.config import CHANNEL_WISE_LINEAR
@@ -25,6 +24,7 @@ from workbench.engine.files.retrain_resolution import resolve_retrain_config
 from workbench.engine.files.retrain_text import load_retrain_text_config
 from workbench.engine.files.sidecar import Sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_path, check_type
+from workbench.engine.flows.checkpoints import load_state, read_state
 from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.flows.qat_insert import insert_quantisers
 from workbench.engine.flows.qat_layers import float_reasons, plan_treatment, retrain_layers
@@ -35,15 +35,6 @@ from workbench.engine.graph.folding import plan_folding
 from workbench.engine.graph.sources import input_names
 
 log = logging.getLogger("workbench.engine.flows.qat")
-
-_PREFIX = "module."
-
-
-class MissingState(WorkbenchError, KeyError):
-    """A checkpoint file has no state dict under the name that was given."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would show its repr
 
 
 def create_quant_retrain_config(
@@ -158,19 +149,11 @@ def restore_quant_retrain_model(
     function = "restore_quant_retrain_model"
     check_path(function, "pth_file", pth_file)
     check_type(function, "state_dict_name", state_dict_name, str, optional=True)
-    state = _read_checkpoint(pth_file, state_dict_name)
+    state = read_state(pth_file, state_dict_name)
     created = _create(
         function, config_file, model, record_file, input_data, compat, on_event, cancel
     )
-    target = unwrapped(function, created)
-    try:
-        target.load_state_dict(_without_prefix(state, target))
-    except RuntimeError as error:
-        raise WrongState(
-            f"the checkpoint does not fit the model and the config: {_some_lines(error)}",
-            where=pth_file,
-            hint=f"Give the model and the config ({config_file}) that it was trained with.",
-        ) from error
+    load_state(unwrapped(function, created), state, pth_file, created=f"the config ({config_file})")
     return created
 
 
@@ -241,48 +224,3 @@ def _report(reasons: Mapping[str, str], on_event: OnEvent | None) -> None:
         message = f"Layers that stay float:{lines}"
         log.info(message)
         emit(on_event, Notice(message))
-
-
-def _read_checkpoint(pth_file: str, name: str | None) -> dict[str, Tensor]:
-    path = Path(pth_file)
-    if not path.is_file():
-        raise MissingFile("the checkpoint does not exist", where=pth_file)
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WrongState(
-            f"it is not a checkpoint that can be read safely: {_some_lines(error)}",
-            where=pth_file,
-            hint="Write it with torch.save(model.state_dict(), ...).",
-        ) from error
-    if name is not None:
-        found = state.get(name) if isinstance(state, Mapping) else None
-        if not found:
-            held = ", ".join(map(str, state)) if isinstance(state, Mapping) else "no names"
-            raise MissingState(
-                f"there is no state dict named {name!r}; the file holds {held[:200]}",
-                where=f"{pth_file} state_dict_name",
-            )
-        state = found
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WrongState(
-            "it holds no state dict (names and tensors)",
-            where=pth_file,
-            hint="Say under which name it holds one: state_dict_name.",
-        )
-    return dict(state)
-
-
-def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """What a DistributedDataParallel's names are inside it."""
-    if _PREFIX.rstrip(".") in dict(model.named_children()):
-        return state
-    if not all(key.startswith(_PREFIX) for key in state):
-        return state
-    return {key.removeprefix(_PREFIX): value for key, value in state.items()}
-
-
-def _some_lines(error: Exception, most: int = 6) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    more = f" (and {len(lines) - most} more)" if len(lines) > most else ""
-    return "; ".join(line[:300] for line in lines[:most]) + more
