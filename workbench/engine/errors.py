@@ -43,6 +43,14 @@ class CaptureError(WorkbenchError, RuntimeError):
     """The model could not be captured as a graph; the message names the operator."""
 
 
+class CalibrationError(WorkbenchError, RuntimeError):
+    """A layer's data cannot be calibrated; ``layer_name`` says which layer's (chapter 25, 20)."""
+
+    def __init__(self, message: str, *, layer_name: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.layer_name = layer_name
+
+
 class Cancelled(WorkbenchError):
     """The caller's ``CancelToken`` was set; nothing half-written is left."""
 

@@ -1,0 +1,1 @@
+"""Modules that watch the keys and values of a cache and pass them on unchanged."""
