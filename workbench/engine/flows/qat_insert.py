@@ -42,7 +42,7 @@ def insert_quantisers(
             identity = nn.Identity()
             identity.training = norm.training
             replaced[id(norm)] = identity
-    _replace(modules, replaced)
+    replace_modules(model, replaced)
 
 
 def remove_quantisers(model: nn.Module, treatments: Mapping[str, Treatment]) -> None:
@@ -53,7 +53,7 @@ def remove_quantisers(model: nn.Module, treatments: Mapping[str, Treatment]) -> 
         replaced[id(wrapper)] = wrapper.quant_module.replaced_module
         if wrapper.bn_module is not None:
             replaced[id(modules[treatments[name].norm])] = wrapper.bn_module
-    _replace(modules, replaced)
+    replace_modules(model, replaced)
 
 
 def _comp_module(
@@ -80,8 +80,9 @@ def _comp_module(
     )
 
 
-def _replace(modules: Mapping[str, nn.Module], replaced: Mapping[int, nn.Module]) -> None:
-    for module in modules.values():
+def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> None:
+    """Put other modules in the places of those with these ids, whatever names they have."""
+    for module in list(model.modules()):
         for name, child in list(module._modules.items()):
             if child is not None and id(child) in replaced:
                 setattr(module, name, replaced[id(child)])

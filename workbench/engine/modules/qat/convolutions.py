@@ -33,6 +33,7 @@ class _Convolution(LayerOperator):
     def _add_quantisers(self, config: OperatorConfig, device: torch.device | None) -> None:
         self.add_activation("acts_", config.data, device)
         settings = WeightSettings(
+            bits=config.weight_bits,
             trained_scales=config.trained_scales,
             channel_axis=self.channel_axis if config.channel_wise else None,
             groups=self.groups,

@@ -40,7 +40,10 @@ class LinearQAT(LayerOperator, nn.Linear):
             )
         self.add_activation("acts_", config.data, device)
         settings = WeightSettings(
-            trained_scales=config.trained_scales, channel_axis=None, deploy_state=True
+            bits=config.weight_bits,
+            trained_scales=config.trained_scales,
+            channel_axis=None,
+            deploy_state=True,
         )
         self.add_weight("wts_", settings, 1, device)
 

@@ -53,11 +53,16 @@ class QATOperator(QuantisingModule):
     cur_batch: Tensor
 
     def _prepare(
-        self, config: Mapping[str, Any] | None, device: torch.device | None = None
+        self,
+        config: Mapping[str, Any] | OperatorConfig | None,
+        device: torch.device | None = None,
     ) -> None:
         """Read the configuration, refuse what cannot be quantised, add the quantisers."""
         where = type(self).__name__
-        read = read_operator_config(config, self.allowed, where=where)
+        if isinstance(config, OperatorConfig):
+            read = config
+        else:
+            read = read_operator_config(config, self.allowed, where=where)
         self.enabled = read.enabled
         if not read.enabled:
             return
@@ -97,11 +102,16 @@ class LayerOperator(QATOperator):
 
     @classmethod
     def from_float(
-        cls, mod: nn.Module, config: Mapping[str, Any] | None = None, *, copy: bool = False
+        cls,
+        mod: nn.Module,
+        config: Mapping[str, Any] | OperatorConfig | None = None,
+        *,
+        copy: bool = False,
     ) -> Self:
         """The operator that does what ``mod`` does, on the same device, in the same mode.
 
-        ``config``: see section 9.2. The parameters are those of ``mod`` itself; with ``copy`` they
+        ``config``: see section 9.2; a flow that has settings of its own gives an
+        ``OperatorConfig``. The parameters are those of ``mod`` itself; with ``copy`` they
         are clones. ``mod`` is not changed. Raises an error that is both ``TypeError`` and
         ``RuntimeError`` for anything but the torch layer, and what the constructor raises.
         """

@@ -26,6 +26,7 @@ class OperatorConfig:
     data: ActivationSettings
     trained_scales: bool
     channel_wise: bool
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True)

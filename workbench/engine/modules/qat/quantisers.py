@@ -197,6 +197,12 @@ class QuantisingModule(nn.Module):
         self._settle_scales(prefix, weight)
         return ulq_weight(weight, getattr(self, prefix + "scales"), settings.bits, **layout)
 
+    def activation_settings(self, prefix: str) -> ActivationSettings:
+        return self._activations[prefix].settings
+
+    def weight_settings(self, prefix: str) -> WeightSettings:
+        return self._weights[prefix].settings
+
     def clips(self, prefix: str) -> tuple[nn.Parameter, nn.Parameter]:
         """``(clip_max, clip_min)``."""
         return self.get_parameter(prefix + "clip_max"), self.get_parameter(prefix + "clip_min")
