@@ -107,6 +107,7 @@ class CompModule(QuantisingModule):
         weight = self._weight().detach()
         settings = self._weights[_WTS].settings
         if turned is not None:
+            # As in forward; what is found is the folded weight over the channel's |turned|.
             sign = torch.where(turned < 0, -1.0, 1.0).to(weight.dtype)
             weight = weight * self._along_channels(sign)
         scales = self.weight_factors(_WTS, weight)
@@ -115,7 +116,6 @@ class CompModule(QuantisingModule):
         )
         if turned is not None:
             fake = (fake.double() * self._along_channels(turned.abs())).to(torch.float32)
-            fake = fake * self._along_channels(sign)
             scales = (scales.double() * turned.abs()).to(torch.float32)
             scales = scales.masked_fill(scales < SMALLEST_NORMAL, 1.0)
         return Factors(float(scale), int(offset), scales, fake.to(weight.dtype))
