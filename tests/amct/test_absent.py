@@ -12,7 +12,6 @@ from workbench.amct.absent import ABSENT
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
-        ("from workbench.amct import quantize", "module-level quantisation"),
         (
             "from workbench.amct.nn.module.quantization.conv2d import Conv2dQAT",
             "quantisation-aware training",
@@ -35,9 +34,6 @@ def test_an_import_says_what_it_waits_for(statement: str, words: str) -> None:
 
 
 def test_an_attribute_says_it_too() -> None:
-    assert not hasattr(amct, "quantize")
-    with pytest.raises(AttributeError, match=r"module-level quantisation; .*not in this version"):
-        amct.quantize  # noqa: B018
     with pytest.raises(AttributeError, match="quantisation-aware training"):
         workbench.amct_onnx.convert_qat_model  # noqa: B018
 

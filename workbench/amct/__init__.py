@@ -3,6 +3,21 @@
 from workbench.amct import tensor_decompose as tensor_decompose
 from workbench.amct.absent import absent_names
 from workbench.engine.export.save import save_model
+from workbench.engine.flows.kv_cache import create_quant_cali_config, create_quant_cali_model
+from workbench.engine.flows.module_quantize import convert, quantize
+from workbench.engine.flows.module_quantize_presets import (
+    FP8_OFMR_CFG,
+    HIFP8_CAST_CFG,
+    HIFP8_OFMR_CFG,
+    HIFP8_QUANTILE_CFG,
+    HIFP8_SMOOTHQUANT_CFG,
+    INT4_AWQ_WEIGHT_QUANT_CFG,
+    INT4_GPTQ_WEIGHT_QUANT_CFG,
+    INT8_MINMAX_WEIGHT_QUANT_CFG,
+    INT8_SMOOTHQUANT_CFG,
+    MXFP4_AWQ_WEIGHT_QUANT_CFG,
+    MXFP8_QUANT_CFG,
+)
 from workbench.engine.flows.preprocess import quantize_preprocess
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.flows.qat import (
@@ -11,15 +26,34 @@ from workbench.engine.flows.qat import (
     restore_quant_retrain_model,
 )
 from workbench.engine.flows.qat_save import save_quant_retrain_model
+from workbench.engine.modules.quantize.base import BaseQuantizeModule
+from workbench.engine.modules.quantize.registry import algorithm_register
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
 
 __all__ = [
+    "FP8_OFMR_CFG",
+    "HIFP8_CAST_CFG",
+    "HIFP8_OFMR_CFG",
+    "HIFP8_QUANTILE_CFG",
+    "HIFP8_SMOOTHQUANT_CFG",
+    "INT4_AWQ_WEIGHT_QUANT_CFG",
+    "INT4_GPTQ_WEIGHT_QUANT_CFG",
+    "INT8_MINMAX_WEIGHT_QUANT_CFG",
+    "INT8_SMOOTHQUANT_CFG",
+    "MXFP4_AWQ_WEIGHT_QUANT_CFG",
+    "MXFP8_QUANT_CFG",
+    "BaseQuantizeModule",
     "ModelEvaluator",
     "accuracy_based_auto_calibration",
+    "algorithm_register",
+    "convert",
+    "create_quant_cali_config",
+    "create_quant_cali_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
+    "quantize",
     "quantize_model",
     "quantize_preprocess",
     "restore_quant_retrain_model",

@@ -10,7 +10,6 @@ from typing import NoReturn
 
 _QAT = "quantisation-aware training"
 _PRUNING = "channel pruning and 2:4 sparsity"
-_MODULES = "module-level quantisation"
 _DISTILLATION = "distillation"
 
 _NAMES: Mapping[str, Sequence[str]] = {
@@ -27,23 +26,6 @@ _NAMES: Mapping[str, Sequence[str]] = {
         "auto_channel_prune_search",
         "common.auto_channel_prune",
     ),
-    _MODULES: (
-        "quantize",
-        "convert",
-        "algorithm_register",
-        "INT8_MINMAX_WEIGHT_QUANT_CFG",
-        "INT4_AWQ_WEIGHT_QUANT_CFG",
-        "INT4_GPTQ_WEIGHT_QUANT_CFG",
-        "MXFP4_AWQ_WEIGHT_QUANT_CFG",
-        "INT8_SMOOTHQUANT_CFG",
-        "HIFP8_OFMR_CFG",
-        "FP8_OFMR_CFG",
-        "MXFP8_QUANT_CFG",
-        "HIFP8_CAST_CFG",
-        "HIFP8_QUANTILE_CFG",
-        "HIFP8_SMOOTHQUANT_CFG",
-    ),
-    "key-value cache quantisation": ("create_quant_cali_config", "create_quant_cali_model"),
     _DISTILLATION: (
         "create_distill_config",
         "create_distill_model",

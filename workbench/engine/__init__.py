@@ -3,11 +3,30 @@
 The public names stand flat: ``from workbench.engine import create_quant_config, quantize_model``.
 """
 
-from workbench.engine.errors import Cancelled, WorkbenchError
+from workbench.engine.errors import CalibrationError, Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
 from workbench.engine.flows.decompose import auto_decomposition, decompose_network
+from workbench.engine.flows.kv_cache import (
+    calibration_status,
+    create_quant_cali_config,
+    create_quant_cali_model,
+)
+from workbench.engine.flows.module_quantize import convert, quantization_report, quantize
+from workbench.engine.flows.module_quantize_presets import (
+    FP8_OFMR_CFG,
+    HIFP8_CAST_CFG,
+    HIFP8_OFMR_CFG,
+    HIFP8_QUANTILE_CFG,
+    HIFP8_SMOOTHQUANT_CFG,
+    INT4_AWQ_WEIGHT_QUANT_CFG,
+    INT4_GPTQ_WEIGHT_QUANT_CFG,
+    INT8_MINMAX_WEIGHT_QUANT_CFG,
+    INT8_SMOOTHQUANT_CFG,
+    MXFP4_AWQ_WEIGHT_QUANT_CFG,
+    MXFP8_QUANT_CFG,
+)
 from workbench.engine.flows.preprocess import quantize_preprocess
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.flows.qat import (
@@ -18,26 +37,50 @@ from workbench.engine.flows.qat import (
 from workbench.engine.flows.qat_save import save_quant_retrain_model
 from workbench.engine.flows.training import TrainingResult, fit
 from workbench.engine.flows.training_settings import TrainingSettings
+from workbench.engine.modules.kv_cache.calibration_op import QuantCalibrationOp
+from workbench.engine.modules.quantize.base import BaseQuantizeModule
+from workbench.engine.modules.quantize.registry import algorithm_register
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
 
 __all__ = [
+    "FP8_OFMR_CFG",
+    "HIFP8_CAST_CFG",
+    "HIFP8_OFMR_CFG",
+    "HIFP8_QUANTILE_CFG",
+    "HIFP8_SMOOTHQUANT_CFG",
+    "INT4_AWQ_WEIGHT_QUANT_CFG",
+    "INT4_GPTQ_WEIGHT_QUANT_CFG",
+    "INT8_MINMAX_WEIGHT_QUANT_CFG",
+    "INT8_SMOOTHQUANT_CFG",
+    "MXFP4_AWQ_WEIGHT_QUANT_CFG",
+    "MXFP8_QUANT_CFG",
     "AutoCalibrationEvaluatorBase",
+    "BaseQuantizeModule",
+    "CalibrationError",
     "CancelToken",
     "Cancelled",
     "Event",
     "ModelEvaluator",
+    "QuantCalibrationOp",
     "TrainingResult",
     "TrainingSettings",
     "WorkbenchError",
     "accuracy_based_auto_calibration",
+    "algorithm_register",
     "auto_decomposition",
+    "convert",
+    "calibration_status",
+    "create_quant_cali_config",
+    "create_quant_cali_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
     "decompose_network",
     "fit",
+    "quantization_report",
+    "quantize",
     "quantize_model",
     "quantize_preprocess",
     "restore_quant_retrain_model",

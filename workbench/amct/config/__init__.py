@@ -1,0 +1,31 @@
+"""Presets of ``quantize``, the one for key-value caches among them."""
+
+from workbench.engine.flows.module_quantize_presets import (
+    FP8_OFMR_CFG,
+    HIFP8_CAST_CFG,
+    HIFP8_KVCACHE_CFG,
+    HIFP8_OFMR_CFG,
+    HIFP8_QUANTILE_CFG,
+    HIFP8_SMOOTHQUANT_CFG,
+    INT4_AWQ_WEIGHT_QUANT_CFG,
+    INT4_GPTQ_WEIGHT_QUANT_CFG,
+    INT8_MINMAX_WEIGHT_QUANT_CFG,
+    INT8_SMOOTHQUANT_CFG,
+    MXFP4_AWQ_WEIGHT_QUANT_CFG,
+    MXFP8_QUANT_CFG,
+)
+
+__all__ = [
+    "FP8_OFMR_CFG",
+    "HIFP8_CAST_CFG",
+    "HIFP8_KVCACHE_CFG",
+    "HIFP8_OFMR_CFG",
+    "HIFP8_QUANTILE_CFG",
+    "HIFP8_SMOOTHQUANT_CFG",
+    "INT4_AWQ_WEIGHT_QUANT_CFG",
+    "INT4_GPTQ_WEIGHT_QUANT_CFG",
+    "INT8_MINMAX_WEIGHT_QUANT_CFG",
+    "INT8_SMOOTHQUANT_CFG",
+    "MXFP4_AWQ_WEIGHT_QUANT_CFG",
+    "MXFP8_QUANT_CFG",
+]
