@@ -5,62 +5,47 @@ Source: specification chapter 40 section 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from workbench.engine.errors import WrongState
 from workbench.engine.files.prune_config import SelectivePrune
-from workbench.engine.files.record import PruneRecord
+from workbench.engine.files.record import PruneRecord, Record, read_record, write_record
 from workbench.engine.files.selective_record import read_selective, selective_entry
+from workbench.engine.flows.arguments import check_model, check_path
+from workbench.engine.flows.qat_state import is_main_process, unwrapped
 from workbench.engine.modules.sparsity.masked import MaskedWeight
 from workbench.engine.modules.sparsity.sparse_module import SparseModule
 
 
-def wrap_selective(
+def wrap_selective_layers(
     model: nn.Module,
     settings: Mapping[str, SelectivePrune],
-    masks: Mapping[str, Tensor | None] | None = None,
-) -> None:
+    recorded: Mapping[str, PruneRecord] | None = None,
+    *,
+    source: str = "the record",
+) -> tuple[PruneRecord, ...]:
     """Give the named layers 2:4 sparsity, in place, under every name they are reached by.
 
-    Their masks are those of their weights now, or ``masks`` where there is one.
+    Their masks are those of their weights now, or those ``recorded`` where there is one (the
+    reference writes none before the first forward). Returns their entries for a record. Raises
+    ``RuntimeError`` for a layer that cannot be wrapped and for recorded entries that do not fit.
     """
     modules = dict(model.named_modules())
-    made = {
-        modules[name]: SparseModule(modules[name], chosen.update_freq, (masks or {}).get(name))
+    for name in settings:
+        _check_layer(name, modules[name])
+    masks: dict[str, Tensor | None] = {}
+    if recorded is not None:
+        masks = _recorded_masks(recorded, modules, settings, source=source)
+    made: dict[nn.Module, nn.Module] = {
+        modules[name]: SparseModule(modules[name], chosen.update_freq, masks.get(name))
         for name, chosen in settings.items()
     }
     _replace(model, made)
-
-
-def recorded_masks(
-    records: Iterable[PruneRecord],
-    model: nn.Module,
-    settings: Mapping[str, SelectivePrune],
-    *,
-    source: str,
-) -> dict[str, Tensor | None]:
-    """The masks that a record holds for these layers; None where the reference has not chosen yet.
-
-    Raises ``RuntimeError`` with everything that does not fit: a layer without an entry, an entry of
-    a layer that the configuration leaves dense, and a shape that is not the weight's.
-    """
-    found = read_selective(records, source=source)
-    modules = dict(model.named_modules())
-    problems = [f"it has no 2:4 entry for layer {name}" for name in settings if name not in found]
-    for name, (shape, _) in found.items():
-        if name not in settings:
-            problems.append(f"it has a 2:4 entry for layer {name}, which the config leaves dense")
-        elif shape != (wanted := tuple(modules[name].weight.shape)):
-            problems.append(f"mask_shape of layer {name} is {shape}, its weight's {wanted}")
-    if problems:
-        raise WrongState(
-            "; ".join(problems),
-            where=source,
-            hint="Give the model and the config that the record was written for.",
-        )
-    return {name: mask for name, (_, mask) in found.items()}
+    return selective_entries(model)
 
 
 def masked_layers(model: nn.Module) -> dict[str, MaskedWeight]:
@@ -79,7 +64,36 @@ def selective_entries(model: nn.Module) -> tuple[PruneRecord, ...]:
     )
 
 
-def fold_selective(model: nn.Module) -> None:
+def update_prune_record(model: nn.Module, record_file: str) -> None:
+    """Bring the 2:4 masks in ``record_file`` up to date with those of ``model``.
+
+    ``model``: what a create or restore function returned. Everything else in the file stays. A
+    checkpoint holds the masks as well; the file is for other tools, which read them there. In a
+    distributed run rank 0 writes.
+
+    Errors: ``TypeError``; ``FileNotFoundError`` for a missing record; ``RuntimeError`` for one that
+    is none, and for a model without 2:4 layers.
+
+    Source: specification chapter 40 section 9.1 (D-8).
+    """
+    function = "update_prune_record"
+    check_model(function, model)
+    check_path(function, "record_file", record_file)
+    entries = selective_entries(unwrapped(function, model))
+    if not entries:
+        raise WrongState("the model has no 2:4 layers", where=f"{function}()")
+    if is_main_process():
+        write_record(record_file, with_masks(record_file, entries))
+
+
+def with_masks(record_file: str | os.PathLike[str], entries: tuple[PruneRecord, ...]) -> Record:
+    """The record in a file with these 2:4 entries in place of its own."""
+    record = read_record(record_file)
+    others = tuple(entry for entry in record.prune if entry.selective_prune is None)
+    return replace(record, prune=(*others, *entries))
+
+
+def fold_selective_layers(model: nn.Module) -> None:
     """Put zeros into the weights and the layers back into their places, in place.
 
     Weights are replaced, not written: a copy may share them with the model in training.
@@ -90,11 +104,46 @@ def fold_selective(model: nn.Module) -> None:
     _replace(model, {m: m.replaced_module for m in layers if isinstance(m, SparseModule)})
 
 
+def _check_layer(name: str, layer: nn.Module) -> None:
+    if not name:
+        raise WrongState(
+            "the model is itself the layer that 2:4 sparsity is for",
+            where=type(layer).__name__,
+            hint="Put it into an nn.Sequential.",
+        )
+    if "weight" not in layer._parameters:
+        raise WrongState(
+            "its weight is computed (weight_norm, parametrize)",
+            where=f"layer {name}",
+            hint="Remove that first, or list the layer in regular_prune_skip_layers.",
+        )
+
+
+def _recorded_masks(
+    recorded: Mapping[str, PruneRecord],
+    modules: Mapping[str, nn.Module],
+    settings: Mapping[str, SelectivePrune],
+    *,
+    source: str,
+) -> dict[str, Tensor | None]:
+    found = read_selective(recorded.values(), source=source)
+    problems = [f"it has no 2:4 entry for layer {name}" for name in settings if name not in found]
+    for name, (shape, _) in found.items():
+        if name not in settings:
+            problems.append(f"it has a 2:4 entry for layer {name}, which the config leaves dense")
+        elif shape != (wanted := tuple(modules[name].get_parameter("weight").shape)):
+            problems.append(f"mask_shape of layer {name} is {shape}, its weight's {wanted}")
+    if problems:
+        raise WrongState(
+            "; ".join(problems),
+            where=source,
+            hint="Give the model and the config that the record was written for.",
+        )
+    return {name: mask for name, (_, mask) in found.items()}
+
+
 def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
     for module in list(model.modules()):
-        # What stands in a layer's place holds the layer itself as its child.
-        if module in replaced.values():
-            continue
         for name, child in list(module._modules.items()):
             if child is not None and child in replaced:
                 module._modules[name] = replaced[child]

@@ -155,7 +155,8 @@ class CompModule(QuantisingModule):
         """Weights and clip bounds must be there; of the rest what is there is taken (section 6)."""
         counted = state_dict.get(f"{prefix}cur_batch")
         for name in _OF_THE_REFERENCE:
-            state_dict.pop(prefix + name, None)
+            if name not in self._buffers:
+                state_dict.pop(prefix + name, None)
         shared = f"{prefix}acts_comp_reuse."
         for key in [key for key in state_dict if key.startswith(shared)]:
             del state_dict[key]

@@ -1,0 +1,1 @@
+"""Layers that keep two of every four weights."""
