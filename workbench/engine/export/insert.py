@@ -107,24 +107,31 @@ def insert_quant(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None:
         forget_type(data)
         node, data = pad, pad.inputs[0]
         assert data is not None
-    codes = ir.DataType.INT16 if layer.act_bits == 16 else ir.DataType.INT8
-    quant = make_node(
-        "AscendQuant",
-        [data],
-        names.node(f"{layer.name}.quant"),
-        names.value(f"{layer.name}.quant.output0"),
-        {
-            "scale": ir.AttrFloat32("scale", reciprocal(layer.scale_d)),
-            "offset": ir.AttrFloat32("offset", float(layer.offset_d)),
-            "dst_type": ir.AttrString("dst_type", f"INT{layer.act_bits}"),
-        },
-        like=data,
-        dtype=codes,
-    )
-    quant.meta["scale_d"] = layer.scale_d
+    quant = quant_node(names, layer.name, data, layer.scale_d, layer.offset_d, layer.act_bits)
     quant.meta["float16"] = layer.float16
     quant.meta["balanced"] = bool(layer.record.tensor_balance_factor)
     insert_on_input(graph, node, 0, [quant])
+
+
+def quant_node(
+    names: Names, name: str, data: ir.Value, scale_d: float, offset_d: int, bits: int
+) -> ir.Node:
+    """An ``AscendQuant`` called ``<name>.quant``."""
+    quant = make_node(
+        "AscendQuant",
+        [data],
+        names.node(f"{name}.quant"),
+        names.value(f"{name}.quant.output0"),
+        {
+            "scale": ir.AttrFloat32("scale", reciprocal(scale_d)),
+            "offset": ir.AttrFloat32("offset", float(offset_d)),
+            "dst_type": ir.AttrString("dst_type", f"INT{bits}"),
+        },
+        like=data,
+        dtype=ir.DataType.INT16 if bits == 16 else ir.DataType.INT8,
+    )
+    quant.meta.update({"scale_d": scale_d, "float16": False, "balanced": False})
+    return quant
 
 
 def quantize_weight(graph: ir.Graph, names: Names, layer: QuantizedNode) -> None:

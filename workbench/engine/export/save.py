@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongState, WrongType, WrongValue
-from workbench.engine.events import CancelToken, FileWritten, Notice, OnEvent, Progress, check, emit
+from workbench.engine.events import CancelToken, Notice, OnEvent, emit
 from workbench.engine.export.deploy import finish_deploy
 from workbench.engine.export.external import remember_external
 from workbench.engine.export.fake_quant import expand_fake_quant
@@ -25,8 +23,7 @@ from workbench.engine.export.insert import insert_quantization
 from workbench.engine.export.plan import QuantizedNode, plan_layers
 from workbench.engine.export.qdq import build_qdq, qdq_obstacle
 from workbench.engine.export.rnn import expand_recurrent
-from workbench.engine.export.staging import publish, serialize
-from workbench.engine.files.atomic import make_parents
+from workbench.engine.export.staging import write_models
 from workbench.engine.files.record import Record, read_record
 from workbench.engine.files.sidecar import Sidecar, read_sidecar
 
@@ -151,21 +148,9 @@ def write_quantized(
         message = f"{paths.qdq.name} is not written: {obstacle}"
         log.info(message)
         emit(on_event, Notice(message))
-    make_parents(paths.deploy)
-    staging = Path(tempfile.mkdtemp(dir=paths.deploy.parent, prefix=".export-"))
-    try:
-        for done, (key, target) in enumerate(targets.items()):
-            check(cancel)
-            emit(on_event, Progress("export", done, len(targets)))
-            suffix, build = jobs[key]
-            serialize(build(), staging, target.name, suffix)
-        check(cancel)
-        publish(staging, paths.deploy.parent, [t.name for t in targets.values()])
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    emit(on_event, Progress("export", len(targets), len(targets)))
-    for target in targets.values():
-        emit(on_event, FileWritten(str(target), target.stat().st_size))
+    write_models(
+        {target: jobs[key] for key, target in targets.items()}, on_event=on_event, cancel=cancel
+    )
 
 
 def _jobs(

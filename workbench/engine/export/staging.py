@@ -4,15 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 
+from workbench.engine.events import CancelToken, FileWritten, OnEvent, Progress, check, emit
 from workbench.engine.export.external import externalize, needs_external_data
-from workbench.engine.files.atomic import FILE_MODE
+from workbench.engine.files.atomic import FILE_MODE, make_parents
 
 log = logging.getLogger("workbench.export")
+
+
+def write_models(
+    jobs: Mapping[Path, tuple[str, Callable[[], ir.Model]]],
+    *,
+    on_event: OnEvent | None = None,
+    cancel: CancelToken | None = None,
+) -> None:
+    """Make each model of one folder and write them all or, on any error, none.
+
+    ``jobs``: path -> (suffix of external data, how the model is made). One model is in memory at a
+    time.
+    """
+    folder = next(iter(jobs)).parent
+    for path in jobs:
+        make_parents(path)
+    staging = Path(tempfile.mkdtemp(dir=folder, prefix=".export-"))
+    try:
+        for done, (path, (suffix, build)) in enumerate(jobs.items()):
+            check(cancel)
+            emit(on_event, Progress("export", done, len(jobs)))
+            serialize(build(), staging, path.name, suffix)
+        check(cancel)
+        publish(staging, folder, [path.name for path in jobs])
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    emit(on_event, Progress("export", len(jobs), len(jobs)))
+    for path in jobs:
+        emit(on_event, FileWritten(str(path), path.stat().st_size))
 
 
 def serialize(model: ir.Model, folder: Path, name: str, suffix: str) -> None:
