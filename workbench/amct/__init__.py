@@ -2,7 +2,13 @@
 
 from workbench.amct import tensor_decompose as tensor_decompose
 from workbench.amct.absent import absent_names
+
+# The package of this name must be loaded before the function takes its place.
+from workbench.amct.distill import distill_sample as _distill_sample  # noqa: F401
 from workbench.engine.export.save import save_model
+from workbench.engine.flows.distill import create_distill_config, create_distill_model
+from workbench.engine.flows.distill_run import distill
+from workbench.engine.flows.distill_save import save_distill_model
 from workbench.engine.flows.kv_cache import create_quant_cali_config, create_quant_cali_model
 from workbench.engine.flows.module_quantize import convert, quantize
 from workbench.engine.flows.module_quantize_presets import (
@@ -19,6 +25,11 @@ from workbench.engine.flows.module_quantize_presets import (
     MXFP8_QUANT_CFG,
 )
 from workbench.engine.flows.preprocess import quantize_preprocess
+from workbench.engine.flows.prune import (
+    create_prune_retrain_model,
+    restore_prune_retrain_model,
+    save_prune_retrain_model,
+)
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.flows.qat import (
     create_quant_retrain_config,
@@ -48,16 +59,23 @@ __all__ = [
     "accuracy_based_auto_calibration",
     "algorithm_register",
     "convert",
+    "create_distill_config",
+    "create_distill_model",
+    "create_prune_retrain_model",
     "create_quant_cali_config",
     "create_quant_cali_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
+    "distill",
     "quantize",
     "quantize_model",
     "quantize_preprocess",
+    "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_distill_model",
     "save_model",
+    "save_prune_retrain_model",
     "save_quant_retrain_model",
 ]
 

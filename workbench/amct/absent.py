@@ -10,7 +10,6 @@ from typing import NoReturn
 
 _QAT = "quantisation-aware training"
 _PRUNING = "channel pruning and 2:4 sparsity"
-_DISTILLATION = "distillation"
 
 _NAMES: Mapping[str, Sequence[str]] = {
     _QAT: ("nn",),
@@ -20,17 +19,8 @@ _NAMES: Mapping[str, Sequence[str]] = {
         "save_compressed_retrain_model",
     ),
     _PRUNING: (
-        "create_prune_retrain_model",
-        "restore_prune_retrain_model",
-        "save_prune_retrain_model",
         "auto_channel_prune_search",
         "common.auto_channel_prune",
-    ),
-    _DISTILLATION: (
-        "create_distill_config",
-        "create_distill_model",
-        "distill",
-        "save_distill_model",
     ),
 }
 

@@ -8,6 +8,10 @@ from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
 from workbench.engine.flows.decompose import auto_decomposition, decompose_network
+from workbench.engine.flows.distill import create_distill_config, create_distill_model
+from workbench.engine.flows.distill_run import distill
+from workbench.engine.flows.distill_sample import DistillSampleBase, ModelSingleTensorInput
+from workbench.engine.flows.distill_save import save_distill_model
 from workbench.engine.flows.kv_cache import (
     calibration_status,
     create_quant_cali_config,
@@ -28,6 +32,11 @@ from workbench.engine.flows.module_quantize_presets import (
     MXFP8_QUANT_CFG,
 )
 from workbench.engine.flows.preprocess import quantize_preprocess
+from workbench.engine.flows.prune import (
+    create_prune_retrain_model,
+    restore_prune_retrain_model,
+    save_prune_retrain_model,
+)
 from workbench.engine.flows.ptq import create_quant_config, quantize_model
 from workbench.engine.flows.qat import (
     create_quant_retrain_config,
@@ -61,8 +70,10 @@ __all__ = [
     "CalibrationError",
     "CancelToken",
     "Cancelled",
+    "DistillSampleBase",
     "Event",
     "ModelEvaluator",
+    "ModelSingleTensorInput",
     "QuantCalibrationOp",
     "TrainingResult",
     "TrainingSettings",
@@ -72,19 +83,26 @@ __all__ = [
     "auto_decomposition",
     "calibration_status",
     "convert",
+    "create_distill_config",
+    "create_distill_model",
+    "create_prune_retrain_model",
     "create_quant_cali_config",
     "create_quant_cali_model",
     "create_quant_config",
     "create_quant_retrain_config",
     "create_quant_retrain_model",
     "decompose_network",
+    "distill",
     "fit",
     "quantization_report",
     "quantize",
     "quantize_model",
     "quantize_preprocess",
+    "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_distill_model",
     "save_model",
+    "save_prune_retrain_model",
     "save_quant_retrain_model",
     "verify_export",
 ]

@@ -186,7 +186,7 @@ def restore_prune_retrain_model(
     )
     created = rebuild_pruned(inner, captured, record, record_file, cancel=cancel)
     recorded = {e.selective_prune.name: e for e in record.prune if e.selective_prune}
-    wrap_selective_layers(created, config.selective(), recorded=recorded)
+    wrap_selective_layers(created, config.selective(), recorded, source=record_file)
     load_state(created, state, pth_file, created=f"the record ({record_file})")
     return wrapped_like(model, created)
 
