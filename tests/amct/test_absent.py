@@ -20,7 +20,6 @@ from workbench.amct.absent import ABSENT
             "from workbench.amct.common.auto_channel_prune.sensitivity_base import SensitivityBase",
             "channel pruning",
         ),
-        ("from workbench.amct.distill.distill_sample import DistillSampleBase", "distillation"),
         ("from workbench.amct_onnx import convert_qat_model", "quantisation-aware training"),
         (
             "from workbench.amct_onnx.convert_model import convert_qat_model",

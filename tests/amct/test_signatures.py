@@ -84,6 +84,10 @@ TODAY = {
     "convert",
     "algorithm_register",
     "INT8_MINMAX_WEIGHT_QUANT_CFG",
+    "create_distill_config",
+    "create_distill_model",
+    "distill",
+    "save_distill_model",
 }
 
 

@@ -1,5 +1,6 @@
 """``import workbench.amct as amct``: the names that AMCT scripts use, on this engine."""
 
+from workbench.amct import nn as nn
 from workbench.amct import tensor_decompose as tensor_decompose
 from workbench.amct.absent import absent_names
 

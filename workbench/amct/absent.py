@@ -8,11 +8,9 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import NoReturn
 
-_QAT = "quantisation-aware training"
 _PRUNING = "channel pruning and 2:4 sparsity"
 
 _NAMES: Mapping[str, Sequence[str]] = {
-    _QAT: ("nn",),
     "combined compression": (
         "create_compressed_retrain_model",
         "restore_compressed_retrain_model",
@@ -35,8 +33,6 @@ ABSENT: dict[str, str] = {
         "is the reference's controller; accuracy_based_auto_calibration takes strategies, "
         "sensitivities and evaluators of yours"
     ),
-    "workbench.amct_onnx.convert_qat_model": f"comes with {_QAT}",
-    "workbench.amct_onnx.convert_model": f"comes with {_QAT}",
 }
 """Full path of a module or name -> what is to be said of it."""
 

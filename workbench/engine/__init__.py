@@ -5,6 +5,7 @@ The public names stand flat: ``from workbench.engine import create_quant_config,
 
 from workbench.engine.errors import CalibrationError, Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken, Event
+from workbench.engine.export.convert_qat import convert_qat_model
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
 from workbench.engine.flows.decompose import auto_decomposition, decompose_network
@@ -47,6 +48,15 @@ from workbench.engine.flows.qat_save import save_quant_retrain_model
 from workbench.engine.flows.training import TrainingResult, fit
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.modules.kv_cache.calibration_op import QuantCalibrationOp
+from workbench.engine.modules.qat.convolutions import (
+    Conv1dQAT,
+    Conv2dQAT,
+    Conv3dQAT,
+    ConvTranspose1dQAT,
+    ConvTranspose2dQAT,
+)
+from workbench.engine.modules.qat.linear import LinearQAT, MatMulQAT
+from workbench.engine.modules.qat.recurrent import GRUQAT, LSTMQAT
 from workbench.engine.modules.quantize.base import BaseQuantizeModule
 from workbench.engine.modules.quantize.registry import algorithm_register
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
@@ -55,6 +65,7 @@ from workbench.engine.search.model_evaluator import ModelEvaluator
 
 __all__ = [
     "FP8_OFMR_CFG",
+    "GRUQAT",
     "HIFP8_CAST_CFG",
     "HIFP8_OFMR_CFG",
     "HIFP8_QUANTILE_CFG",
@@ -63,6 +74,7 @@ __all__ = [
     "INT4_GPTQ_WEIGHT_QUANT_CFG",
     "INT8_MINMAX_WEIGHT_QUANT_CFG",
     "INT8_SMOOTHQUANT_CFG",
+    "LSTMQAT",
     "MXFP4_AWQ_WEIGHT_QUANT_CFG",
     "MXFP8_QUANT_CFG",
     "AutoCalibrationEvaluatorBase",
@@ -70,8 +82,15 @@ __all__ = [
     "CalibrationError",
     "CancelToken",
     "Cancelled",
+    "Conv1dQAT",
+    "Conv2dQAT",
+    "Conv3dQAT",
+    "ConvTranspose1dQAT",
+    "ConvTranspose2dQAT",
     "DistillSampleBase",
     "Event",
+    "LinearQAT",
+    "MatMulQAT",
     "ModelEvaluator",
     "ModelSingleTensorInput",
     "QuantCalibrationOp",
@@ -83,6 +102,7 @@ __all__ = [
     "auto_decomposition",
     "calibration_status",
     "convert",
+    "convert_qat_model",
     "create_distill_config",
     "create_distill_model",
     "create_prune_retrain_model",

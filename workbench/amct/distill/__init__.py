@@ -1,0 +1,1 @@
+"""The samplers of distillation live below this path in AMCT scripts."""
