@@ -1,0 +1,3 @@
+"""See ``module.quantization``."""
+
+from workbench.amct.nn.module import quantization as quantization

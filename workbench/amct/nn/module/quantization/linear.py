@@ -1,0 +1,5 @@
+"""LinearQAT."""
+
+from workbench.engine.modules.qat.linear import LinearQAT
+
+__all__ = ["LinearQAT"]

@@ -1,0 +1,5 @@
+"""LSTMQAT."""
+
+from workbench.engine.modules.qat.recurrent import LSTMQAT
+
+__all__ = ["LSTMQAT"]

@@ -1,0 +1,5 @@
+"""MatMulQAT."""
+
+from workbench.engine.modules.qat.linear import MatMulQAT
+
+__all__ = ["MatMulQAT"]
