@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from workbench.engine.files.key_checks import Field, KeyChecker, one_of
-from workbench.engine.files.problems import raise_problems
+from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.flows.arguments import check_type
 from workbench.engine.flows.module_quantize_presets import INT8_MINMAX_WEIGHT_QUANT_CFG
 
@@ -178,14 +178,10 @@ def _quant_cfg(checker: KeyChecker, value: Any) -> tuple[LayerConfig, tuple[Patt
                 "weights, inputs, kvcache, or a pattern with * that ends in .weights, .inputs "
                 "or .kvcache",
             )
-    if not any(
-        key in SECTIONS or key.endswith((".weights", ".kvcache")) for key in map(str, value)
-    ):
-        checker.add("", "quant_cfg", value, "an entry 'weights' or 'kvcache', or patterns of them")
-    elif not checker.problems and not (
+    if not checker.problems and not (
         sections["weights"] or sections["kvcache"] or any(p.value for p in patterns)
     ):
-        checker.add("", "quant_cfg", value, "weights or a key-value cache to quantise")
+        checker.add("", "quant_cfg", value, "one with weights or kvcache to quantise")
     return LayerConfig(**sections), tuple(patterns)
 
 
@@ -201,7 +197,7 @@ def _section(checker: KeyChecker, section: str, key: str, value: Any) -> Mapping
     if isinstance(value, dict):
         for name in ("type", "symmetric", "strategy"):
             if name not in value:
-                checker.add("", f"{path}.{name}", "missing", _FIELDS[section][name].allowed)
+                _missing(checker, f"{path}.{name}", _FIELDS[section][name].allowed)
     if len(checker.problems) == before:
         _mixtures(checker, section, path, checked)
     return checked if len(checker.problems) == before else None
@@ -238,12 +234,16 @@ def _group_size(checker: KeyChecker, path: str, checked: Mapping[str, Any]) -> N
     if type_ not in GROUP_SIZES:
         checker.add("", f"{path}.strategy", strategy, f"tensor, channel for {type_}")
     elif size is None:
-        checker.add("", key, "missing", "a multiple of 32, as strategy is group")
+        _missing(checker, key, "a multiple of 32, as strategy is group")
     else:
         sizes = GROUP_SIZES[type_]
         if sizes is not None and size not in sizes:
             allowed = ", ".join(map(str, sizes))
             checker.add("", key, size, f"{allowed} for {type_}")
+
+
+def _missing(checker: KeyChecker, key: str, allowed: str) -> None:
+    checker.problems.append(Problem("", key, "missing", allowed))
 
 
 def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] | None]:
@@ -267,7 +267,7 @@ def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] 
             checker.section("", f"algorithm.{name}", given, fields)
             if isinstance(given, dict):
                 for key in fields.keys() - given.keys():
-                    checker.add("", f"algorithm.{name}.{key}", "missing", fields[key].allowed)
+                    _missing(checker, f"algorithm.{name}.{key}", fields[key].allowed)
     return names
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.scale_rule import Factors, fake_quantize, scale_and_offset
-from workbench.engine.errors import WrongState
+from workbench.engine.algorithms.tokens import not_finite
 from workbench.engine.modules.quantize.operators import quantize_tokens
 from workbench.engine.numerics.element import ElementFormat
 from workbench.engine.numerics.formats import ELEMENT_FORMATS
@@ -71,5 +71,5 @@ class RunningRange:
         """Take in one input; ``RuntimeError`` when it holds inf or NaN."""
         low, high = (value.float() for value in x.detach().aminmax())
         if not bool(torch.isfinite(low) & torch.isfinite(high)):
-            raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
+            raise not_finite()
         self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)

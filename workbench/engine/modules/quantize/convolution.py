@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,10 +20,18 @@ class Convolution:
 
     @staticmethod
     def of(layer: nn.Conv2d) -> Convolution:
-        padding = layer.padding if isinstance(layer.padding, str) else (*layer.padding,)
-        return Convolution((*layer.stride,), padding, (*layer.dilation,), layer.groups)  # type: ignore[arg-type]
+        padding = cast(str | tuple[int, int], layer.padding)
+        stride, dilation = cast(tuple[tuple[int, int], ...], (layer.stride, layer.dilation))
+        return Convolution(stride, padding, dilation, layer.groups)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.conv2d(
-            x, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        padding = self.padding
+        if padding == "same":
+            # torch warns of the copy that uneven padding takes; this is the copy.
+            height, width = (
+                d * (k - 1) for d, k in zip(self.dilation, weight.shape[2:], strict=True)
+            )
+            left, top = width // 2, height // 2
+            x = functional.pad(x, (left, width - left, top, height - top))
+            padding = 0, 0
+        return functional.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.engine.algorithms.gptq import solve_gptq
-from workbench.engine.algorithms.tokens import InputGram
+from workbench.engine.algorithms.tokens import InputGram, not_finite
 from workbench.engine.algorithms.weight_formats import QuantizedWeight
 from workbench.engine.errors import WrongValue
 from workbench.engine.modules.quantize.scaled import ScaledLinear
@@ -43,6 +43,8 @@ class GPTQuant(ScaledLinear):
     def observe(self, x: Tensor) -> None:
         if self._gram is None:
             self._gram = self._new_gram()
+        if not bool(torch.isfinite(x).all()):
+            raise not_finite()
         self._gram.update(x)
 
     def finish(self) -> None:

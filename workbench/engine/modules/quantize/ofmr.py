@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.engine.algorithms.scale_rule import Factors, fake_quantize
+from workbench.engine.algorithms.tokens import not_finite
 from workbench.engine.errors import WrongState
 from workbench.engine.modules.quantize.base import CalibrationModule
 from workbench.engine.modules.quantize.convolution import Convolution
@@ -74,7 +75,7 @@ class OfmrQuant(CalibrationModule):
     def observe(self, x: Tensor) -> None:
         output = self.float_forward(x).double()
         if not bool(torch.isfinite(x).all()):
-            raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
+            raise not_finite()
         # All but the outputs; a candidate's error is measured without the other's.
         axis = -1 if self.convolution is None else -3
         others = [i for i in range(output.dim()) if i != output.dim() + axis]
