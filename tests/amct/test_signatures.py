@@ -65,6 +65,30 @@ common.auto_calibration.SensitivityBase.compare(self, data, other)
 common.auto_calibration.BinarySearchStrategy()
 common.auto_calibration.CosineSimilaritySensitivity()
 common.auto_calibration.CosineSimilaritySensitivity.compare(self, data, other)
+nn.module.quantization.conv1d.Conv1dQAT(in_channels, out_channels, kernel_size, stride=1,
+    padding=0, dilation=1, groups=1, bias=True, padding_mode='zeros', device=None, dtype=None,
+    config=None)
+nn.module.quantization.conv2d.Conv2dQAT(in_channels, out_channels, kernel_size, stride=1,
+    padding=0, dilation=1, groups=1, bias=True, padding_mode='zeros', device=None, dtype=None,
+    config=None)
+nn.module.quantization.conv3d.Conv3dQAT(in_channels, out_channels, kernel_size, stride=1,
+    padding=0, dilation=1, groups=1, bias=True, padding_mode='zeros', device=None, dtype=None,
+    config=None)
+nn.module.quantization.conv_transpose_1d.ConvTranspose1dQAT(in_channels, out_channels,
+    kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, padding_mode='zeros',
+    device=None, dtype=None, config=None)
+nn.module.quantization.conv_transpose_2d.ConvTranspose2dQAT(in_channels, out_channels,
+    kernel_size, stride=1, padding=0, dilation=1, groups=1, bias=True, padding_mode='zeros',
+    device=None, dtype=None, config=None)
+nn.module.quantization.linear.LinearQAT(in_features, out_features, bias=True, device=None,
+    dtype=None, config=None)
+nn.module.quantization.lstm.LSTMQAT(input_size, hidden_size, num_layers=1, bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None,
+    config=None)
+nn.module.quantization.gru.GRUQAT(input_size, hidden_size, num_layers=1, bias=True,
+    batch_first=False, dropout=0.0, bidirectional=False, device=None, dtype=None, config=None)
+nn.module.quantization.matmul.MatMulQAT(device=None, config=None)
+nn.module.quantization.conv2d.Conv2dQAT.from_float(mod, config=None)
 """
 
 TODAY = {

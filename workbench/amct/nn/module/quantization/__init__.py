@@ -1,4 +1,4 @@
-"""The single operators of quantisation-aware training."""
+"""The single operators of quantisation-aware training, and ``QuantCalibrationOp``."""
 
 from workbench.amct.nn.module.quantization.conv1d import Conv1dQAT
 from workbench.amct.nn.module.quantization.conv2d import Conv2dQAT
@@ -9,6 +9,7 @@ from workbench.amct.nn.module.quantization.gru import GRUQAT
 from workbench.amct.nn.module.quantization.linear import LinearQAT
 from workbench.amct.nn.module.quantization.lstm import LSTMQAT
 from workbench.amct.nn.module.quantization.matmul import MatMulQAT
+from workbench.engine.modules.kv_cache.calibration_op import QuantCalibrationOp
 
 __all__ = [
     "GRUQAT",
@@ -20,4 +21,5 @@ __all__ = [
     "ConvTranspose2dQAT",
     "LinearQAT",
     "MatMulQAT",
+    "QuantCalibrationOp",
 ]
