@@ -22,6 +22,7 @@ ON_TWO_THREADS = (
     "search",
     "page",
     "decompose",
+    "selective",
 )
 ON_REQUEST = ("ada", "bigmodel")
 """Only when named: minutes, and for one of them gigabytes of memory and disk."""

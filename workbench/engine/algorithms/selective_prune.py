@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+from math import prod
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 _OF = 4
 _KEPT = 2
@@ -19,16 +21,26 @@ def selective_mask(weight: Tensor, axis: int) -> Tensor:
 
     Source: specification chapter 40 section 4.1.
     """
-    sizes = weight.detach().abs().movedim(axis, -1)
-    count = sizes.shape[-1]
-    # Below every magnitude, so that the padding is what goes first.
-    groups = pad(sizes, (0, -count % _OF), value=-1.0)
-    groups = groups.reshape(*sizes.shape[:-1], -1, _OF)
-    this, other = groups.unsqueeze(-1), groups.unsqueeze(-2)
-    earlier = torch.ones(_OF, _OF, dtype=torch.bool, device=weight.device).triu(1)
-    wins = torch.where(earlier, this >= other, this > other).sum(-1)
-    kept = (wins >= _OF - _KEPT).flatten(-2)[..., :count]
-    return kept.movedim(-1, axis).contiguous()
+    shape = weight.shape
+    sizes = weight.detach().abs()
+    if missing := -shape[axis] % _OF:
+        # Below every magnitude, so that the padding is what goes first.
+        extra = sizes.new_full((*shape[:axis], missing, *shape[axis + 1 :]), -1.0)
+        sizes = torch.cat([sizes, extra], dim=axis)
+    grouped = sizes.reshape(prod(shape[:axis]), -1, _OF, prod(shape[axis + 1 :]))
+    values = grouped.unbind(2)
+    beats: dict[tuple[int, int], Tensor] = {}
+    for one, other in combinations(range(_OF), 2):
+        beats[one, other] = values[one] >= values[other]
+        beats[other, one] = ~beats[one, other]
+    kept = [_two_of_three(*(beats[i, j] for j in range(_OF) if j != i)) for i in range(_OF)]
+    mask = torch.stack(kept, dim=2).reshape(sizes.shape)
+    return mask.narrow(axis, 0, shape[axis]).contiguous()
+
+
+def _two_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Of four values those are the two largest that are larger than two others."""
+    return (a & b) | (c & (a | b))
 
 
 def is_two_of_four(weight: Tensor, axis: int) -> bool:
