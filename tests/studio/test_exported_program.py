@@ -1,4 +1,4 @@
-"""A ``.pt2`` file as the source of a project, from opening to the script."""
+"""A ``.pt2`` or ``.onnx`` file as the source of a project, from opening to the script."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec, ope
 from workbench.studio.errors import JobFailed
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(params=["pt2", "onnx"])
+def files(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
     batches = make_data()
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     np.savez(tmp_path / "data.npz", x=x.numpy(), labels=y.numpy())
     dynamic = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(make_net(), (x,), dynamic_shapes=dynamic)
-    torch.export.save(program, tmp_path / "net.pt2")
-    return tmp_path / "net.pt2", tmp_path / "data.npz"
+    path = tmp_path / f"net.{request.param}"
+    if request.param == "pt2":
+        torch.export.save(torch.export.export(make_net(), (x,), dynamic_shapes=dynamic), path)
+    else:
+        axes = {"x": {0: "batch"}}
+        torch.onnx.export(
+            make_net(), (x,), str(path), dynamo=False, input_names=["x"], dynamic_axes=axes
+        )
+    return path, tmp_path / "data.npz"
 
 
 def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = files
     session = open_session(model, data, project=tmp_path / "p", batch_size=8, threads=1)
     assert session.layers["name"].tolist() == ["conv1", "conv2", "fc"]
+    assert session.layers["eligible"].all()
     session.toggle("conv2")
     session.export()
     assert session.summary.model == "net" and session.summary.metric_name == "top1"
@@ -51,11 +58,13 @@ def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
 def test_a_file_that_went_or_never_was(files: tuple[Path, Path], tmp_path: Path) -> None:
     model, data = files
     with pytest.raises(MissingFile, match="no such file"):
-        open_session(tmp_path / "other.pt2", data, project=tmp_path / "q")
+        open_session(model.with_stem("other"), data, project=tmp_path / "q")
     with pytest.raises(WrongValue, match="needs data"):
         open_session(model, project=tmp_path / "q")
     settings = ProjectSettings(
-        "net", SourceSpec("pt2", str(tmp_path / "gone.pt2")), DataSpec("npz", str(data))
+        "net",
+        SourceSpec(model.suffix[1:], str(model.with_stem("gone"))),
+        DataSpec("npz", str(data)),
     )
     Project.create(tmp_path / "p", settings=settings).close()
     with pytest.raises(JobFailed, match="no such file"):
