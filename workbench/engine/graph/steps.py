@@ -86,8 +86,10 @@ def find_steps(captured: Captured, kinds: Collection[str]) -> StepGraph:
     facts = captured.facts
     owner: dict[Node, int] = {}
     names: list[str] = []
+    modules = dict(captured.module.named_modules())
     for path, calls in facts.calls.items():
-        if path and type(captured.module.get_submodule(path)).__name__ in kinds:
+        # Export puts operators of its own into scopes that are no modules.
+        if path and type(modules.get(path)).__name__ in kinds:
             for call in calls:
                 owner.update(dict.fromkeys(call.nodes, len(names)))
                 names.append(path)
