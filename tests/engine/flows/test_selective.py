@@ -20,7 +20,8 @@ from workbench.engine.flows.prune import (
     restore_prune_retrain_model,
     save_prune_retrain_model,
 )
-from workbench.engine.flows.selective import masked_layers, update_prune_record
+from workbench.engine.flows.selective import update_prune_record
+from workbench.engine.modules.sparsity.entries import masked_layers
 
 GLOBAL = "prune_config { n_out_of_m_pruner { l1_selective_prune { update_freq: %d } } }"
 CHANNELS = """override_layer_configs { layer_name: "c2" prune_config { filter_pruner {

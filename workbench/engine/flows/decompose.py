@@ -33,7 +33,7 @@ from workbench.engine.files.decompose_info import (
 )
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.flows.arguments import check_model, check_names, check_path, check_type
-from workbench.engine.flows.decompose_modules import PairBuilder, replace_modules
+from workbench.engine.flows.decompose_modules import PairBuilder, put_in_place
 from workbench.engine.flows.decompose_plan import (
     Candidate,
     describe,
@@ -137,7 +137,7 @@ def auto_decomposition(
     pairs, infos = _pairs(candidates, done)
     if infos and path is not None:
         write_decompose_info(path, infos, compat=compat)
-    result, changes = replace_modules(model, pairs)
+    result, changes = put_in_place(model, pairs)
     result.decomposition_report_ = report  # type: ignore[assignment]
     if not changes and not dry_run:
         _say_why_nothing(report)
@@ -177,7 +177,7 @@ def decompose_network(
             layers.append((info, layer))
     raise_problems(problems, source=str(decompose_info_path))
     pairs = {layer: builder.build(layer, info, None) for info, layer in layers}
-    return replace_modules(model, pairs)
+    return put_in_place(model, pairs)
 
 
 def _differences(info: DecomposedConv, layer: nn.Conv2d) -> list[Problem]:

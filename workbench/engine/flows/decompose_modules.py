@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.engine.files.decompose_info import DecomposedConv
+from workbench.engine.flows.qat_insert import replace_modules
 
 logger = logging.getLogger("workbench.engine.flows")
 
@@ -98,7 +99,7 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def replace_modules(
+def put_in_place(
     model: nn.Module, pairs: Mapping[nn.Conv2d, nn.Sequential]
 ) -> tuple[nn.Module, dict[str, list[str]]]:
     """Put each pair in its convolution's place, under every name the convolution has.
@@ -112,10 +113,7 @@ def replace_modules(
             prefix = f"{name}." if name else ""
             changes[name] = [f"{prefix}0", f"{prefix}1"]
             _warn_of_hooks(name, module)
-    for parent in list(model.modules()):
-        for child, module in list(parent._modules.items()):
-            if isinstance(module, nn.Conv2d) and module in pairs:
-                parent._modules[child] = pairs[module]
+    replace_modules(model, {id(layer): pair for layer, pair in pairs.items()})
     if isinstance(model, nn.Conv2d) and model in pairs:
         return pairs[model], changes
     return model, changes

@@ -16,6 +16,8 @@ from workbench.engine.graph.layers import LayerInfo
 from workbench.engine.modules.qat.comp_module import CompModule
 from workbench.engine.modules.qat.quantisers import ActivationSettings, WeightSettings
 from workbench.engine.modules.qat.retrain_quant import RetrainQuant
+from workbench.engine.modules.sparsity.sparse_comp_module import SparseCompModule
+from workbench.engine.modules.sparsity.sparse_module import SparseModule
 
 
 def insert_quantisers(
@@ -61,23 +63,22 @@ def _comp_module(
 ) -> CompModule:
     settings = config.layers[info.name]
     transposed = info.type.startswith("ConvTranspose")
-    return CompModule(
-        layer,
-        info.name,
-        ActivationSettings(
-            bits=settings.data.bits,
-            batch_num=config.batch_num,
-            fixed_min=treatment.fixed_min,
-            clip_max=settings.data.clip_max,
-            clip_min=settings.data.clip_min,
-        ),
-        WeightSettings(
-            bits=settings.weight.bits,
-            trained_scales=settings.weight.algo == "ulq_retrain",
-            channel_axis=int(transposed) if settings.weight.channel_wise else None,
-            groups=info.groups if transposed else 1,
-        ),
+    activation = ActivationSettings(
+        bits=settings.data.bits,
+        batch_num=config.batch_num,
+        fixed_min=treatment.fixed_min,
+        clip_max=settings.data.clip_max,
+        clip_min=settings.data.clip_min,
     )
+    weight = WeightSettings(
+        bits=settings.weight.bits,
+        trained_scales=settings.weight.algo == "ulq_retrain",
+        channel_axis=int(transposed) if settings.weight.channel_wise else None,
+        groups=info.groups if transposed else 1,
+    )
+    if isinstance(layer, SparseModule):
+        return SparseCompModule(layer, info.name, activation, weight)
+    return CompModule(layer, info.name, activation, weight)
 
 
 def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> None:

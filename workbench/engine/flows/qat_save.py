@@ -18,7 +18,7 @@ from workbench.engine.errors import WrongState
 from workbench.engine.events import CancelToken, OnEvent, check
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
-from workbench.engine.export.save import output_paths, write_quantized
+from workbench.engine.export.save import OutputPaths, output_paths, write_quantized
 from workbench.engine.files.retrain_config import read_retrain_config
 from workbench.engine.files.sidecar import Sidecar
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
@@ -33,6 +33,7 @@ from workbench.engine.flows.qat_state import (
     wrappers,
 )
 from workbench.engine.flows.ranges import with_input_names
+from workbench.engine.flows.selective import fold_selective_layers
 from workbench.engine.graph.capture import Captured, capture, copy_model
 from workbench.engine.graph.folding import FoldPlan, plan_folding
 from workbench.engine.graph.sources import input_names as graph_inputs
@@ -79,11 +80,38 @@ def save_quant_retrain_model(
     trained = unwrapped(_FUNCTION, model)
     state = _checked_state(trained)
     _check_config(state, config_file)
-    require_initialised(trained, state.config.batch_num)
+    require_initialised(_FUNCTION, trained, state.config.batch_num)
     if not is_main_process():
         log.info("rank 0 writes the files")
         return
     _check_inference(record_file)
+    write_trained(
+        trained,
+        record_file,
+        paths,
+        input_data,
+        input_names,
+        output_names,
+        dynamic_axes,
+        on_event=on_event,
+        cancel=cancel,
+    )
+
+
+def write_trained(
+    trained: nn.Module,
+    record_file: str,
+    paths: OutputPaths,
+    input_data: Any,
+    input_names: list[str] | None,
+    output_names: list[str] | None,
+    dynamic_axes: Mapping[str, Any] | None,
+    *,
+    on_event: OnEvent | None,
+    cancel: CancelToken | None,
+) -> None:
+    """Write the ONNX files of a model whose clip bounds are found, and its record."""
+    state = _checked_state(trained)
     plain, factors = plain_model(trained)
     captured = capture(plain, input_data, on_event=on_event)
     check(cancel)
@@ -97,7 +125,7 @@ def save_quant_retrain_model(
         dynamic_axes=dynamic_axes,
     )
     _mark_half(float_model, state)
-    record = state.record(factors)
+    record = state.record(factors, trained)
     ranges = with_input_names(state.ranges(), graph_inputs(captured), input_names)
     with tempfile.TemporaryDirectory(prefix="workbench-qat-") as folder:
         file = Path(folder) / "float.onnx"
@@ -125,6 +153,7 @@ def plain_model(trained: nn.Module) -> tuple[nn.Module, dict[str, Factors]]:
     state = _checked_state(plain)
     factors = {name: layer.factors() for name, layer in wrappers(plain).items()}
     state.detach(plain)
+    fold_selective_layers(plain)
     remove_quantisers(plain, state.treatments)
     return plain, factors
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from workbench.engine.errors import WrongState
-from workbench.engine.files.record import LayerRecord, Record, write_record
+from workbench.engine.files.record import LayerRecord, PruneRecord, Record, write_record
 from workbench.engine.files.retrain_config import RetrainConfig
 from workbench.engine.files.sidecar import Sidecar, TensorRange, write_sidecar
 from workbench.engine.flows.qat_layers import Treatment, float_reasons
@@ -27,6 +27,7 @@ from workbench.engine.graph.taps import Tap
 from workbench.engine.modules.qat.comp_module import Factors
 from workbench.engine.modules.qat.onnx_nodes import is_exporting
 from workbench.engine.modules.qat.retrain_quant import RetrainQuant, data_parallel_refused
+from workbench.engine.modules.sparsity.entries import selective_entries
 from workbench.engine.numerics.half import to_half_precision
 
 log = logging.getLogger("workbench.engine.flows.qat")
@@ -42,7 +43,8 @@ class QatState:
     """Lives on the model, so two models in one process do not disturb each other.
 
     ``layers``: all layers of the model. ``treatments``: what was done to each enabled one.
-    ``inputs``: names of the graph's inputs.
+    ``inputs``: names of the graph's inputs. ``pruned``: the record's entries of removed channels,
+    which combined compression puts before training; ``options``: of the record's sidecar.
     """
 
     config: RetrainConfig
@@ -52,6 +54,8 @@ class QatState:
     treatments: Mapping[str, Treatment]
     taps: tuple[Tap, ...]
     inputs: tuple[str, ...]
+    pruned: tuple[PruneRecord, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     stale: bool = True
     _batches: int = 0
     _recorder: RangeRecorder = field(default_factory=RangeRecorder)
@@ -88,10 +92,11 @@ class QatState:
         """Of layer outputs, additions and inputs in the last evaluation; empty before one."""
         return self._recorder.ranges(self._unreliable)
 
-    def record(self, factors: Mapping[str, Factors]) -> Record:
-        """The record of these factors, in order of execution."""
+    def record(self, factors: Mapping[str, Factors], model: nn.Module) -> Record:
+        """The record of these factors, in order of execution, and of what ``model`` lost."""
         order = sorted(self.treatments, key=lambda name: self.layers[name].order)
-        return Record(layers={name: self._layer_record(name, factors[name]) for name in order})
+        layers = {name: self._layer_record(name, factors[name]) for name in order}
+        return Record(layers=layers, prune=(*self.pruned, *selective_entries(model)))
 
     def _layer_record(self, name: str, found: Factors) -> LayerRecord:
         settings = self.config.layers[name]
@@ -110,7 +115,8 @@ class QatState:
 
     def write(self, record: Record, record_file: str) -> None:
         write_record(record_file, record)
-        write_sidecar(record_file, Sidecar(compat=self.compat, ranges=self.ranges()))
+        sidecar = Sidecar(compat=self.compat, ranges=self.ranges(), options=self.options)
+        write_sidecar(record_file, sidecar)
 
     def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training or is_exporting() or torch.compiler.is_compiling():
@@ -165,7 +171,7 @@ class QatState:
         self.stale = False
         if is_main_process():
             found = {name: layer.factors() for name, layer in layers.items()}
-            self.write(self.record(found), self.record_file)
+            self.write(self.record(found, model), self.record_file)
 
 
 def wrappers(model: nn.Module) -> dict[str, RetrainQuant]:
@@ -196,7 +202,7 @@ def is_main_process() -> bool:
     return torch.distributed.get_rank() == 0
 
 
-def require_initialised(model: nn.Module, batch_num: int) -> None:
+def require_initialised(function: str, model: nn.Module, batch_num: int) -> None:
     """Raise ``WrongState`` naming the layers that have not seen ``batch_num`` batches."""
     waiting = {
         name: layer.quant_module.batches_seen()
@@ -207,6 +213,6 @@ def require_initialised(model: nn.Module, batch_num: int) -> None:
         seen = ", ".join(f"{name} ({count} of {batch_num})" for name, count in waiting.items())
         raise WrongState(
             f"the clip bounds of these layers are not found yet; batches seen: {seen}",
-            where="save_quant_retrain_model()",
+            where=f"{function}()",
             hint="Run the model on more batches, then on one in eval mode.",
         )

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from workbench.engine.errors import WrongState
 from workbench.engine.files.prune_config import SelectivePrune
 from workbench.engine.files.record import PruneRecord, Record, read_record, write_record
-from workbench.engine.files.selective_record import read_selective, selective_entry
+from workbench.engine.files.selective_record import read_selective
 from workbench.engine.flows.arguments import check_model, check_path
+from workbench.engine.flows.qat_insert import replace_modules
 from workbench.engine.flows.qat_state import is_main_process, unwrapped
+from workbench.engine.modules.sparsity.entries import selective_entries
 from workbench.engine.modules.sparsity.masked import MaskedWeight
 from workbench.engine.modules.sparsity.sparse_module import SparseModule
 
@@ -40,28 +42,12 @@ def wrap_selective_layers(
     masks: dict[str, Tensor | None] = {}
     if recorded is not None:
         masks = _recorded_masks(recorded, modules, settings, source=source)
-    made: dict[nn.Module, nn.Module] = {
-        modules[name]: SparseModule(modules[name], chosen.update_freq, masks.get(name))
+    made: dict[int, nn.Module] = {
+        id(modules[name]): SparseModule(modules[name], chosen.update_freq, masks.get(name))
         for name, chosen in settings.items()
     }
-    _replace(model, made)
+    replace_modules(model, made)
     return selective_entries(model)
-
-
-def masked_layers(model: nn.Module) -> dict[str, MaskedWeight]:
-    """The layers with 2:4 sparsity, by the path of what stands in their place in the model."""
-    return {
-        name.removesuffix(".quant_module"): module
-        for name, module in model.named_modules()
-        if isinstance(module, MaskedWeight)
-    }
-
-
-def selective_entries(model: nn.Module) -> tuple[PruneRecord, ...]:
-    """The record's entries of the masks as they are now."""
-    return tuple(
-        selective_entry(name, layer.wts_mask) for name, layer in masked_layers(model).items()
-    )
 
 
 def update_prune_record(model: nn.Module, record_file: str) -> None:
@@ -101,7 +87,8 @@ def fold_selective_layers(model: nn.Module) -> None:
     layers = [m for m in model.modules() if isinstance(m, MaskedWeight)]
     for layer in layers:
         layer.fold_mask()
-    _replace(model, {m: m.replaced_module for m in layers if isinstance(m, SparseModule)})
+    inner = {id(m): m.replaced_module for m in layers if isinstance(m, SparseModule)}
+    replace_modules(model, inner)
 
 
 def _check_layer(name: str, layer: nn.Module) -> None:
@@ -140,10 +127,3 @@ def _recorded_masks(
             hint="Give the model and the config that the record was written for.",
         )
     return {name: mask for name, (_, mask) in found.items()}
-
-
-def _replace(model: nn.Module, replaced: Mapping[nn.Module, nn.Module]) -> None:
-    for module in list(model.modules()):
-        for name, child in list(module._modules.items()):
-            if child is not None and child in replaced:
-                module._modules[name] = replaced[child]
