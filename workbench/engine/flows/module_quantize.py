@@ -196,7 +196,7 @@ def _report(model: nn.Module, selection: Selection) -> dict[str, LayerReport]:
         layer.name: LayerReport(layer.name, type(layer.module).__name__, "float", layer.reason)
         for layer in selection.left
     }
-    return {name: entries[name] for name, _ in model.named_modules() if name in entries}
+    return {name: entries[name] for (name, *_), _ in places(model) if name in entries}
 
 
 def _planned_entry(layer: PlannedLayer) -> LayerReport:

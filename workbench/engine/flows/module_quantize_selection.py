@@ -160,14 +160,24 @@ def select(
 
 
 def places(model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
-    """Every module with all its names, once; those inside of a calibration module are left out."""
+    """Every module with all its names, once; those inside of a calibration module are left out.
+
+    What lies in an attention with a quantised cache keeps the name it had in the attention.
+    """
     names: dict[nn.Module, list[str]] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules(remove_duplicate=False):
-        if inside and name.startswith(inside):
+    inside: list[str] = []
+    wrapped: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path in wrapped or path.startswith(tuple(inside)):
             continue
-        if isinstance(module, BaseQuantizeModule):
-            inside = (*inside, f"{name}.")
+        name = path
+        for inner, outer in wrapped.items():
+            if path.startswith(f"{inner}."):
+                name = f"{outer}{path.removeprefix(inner)}"
+        if isinstance(module, attention.KVCacheQuantile | attention.AttentionDeploy):
+            wrapped[f"{path}.attention"] = name
+        elif isinstance(module, BaseQuantizeModule):
+            inside.append(f"{path}.")
         names.setdefault(module, []).append(name)
     for module, found in names.items():
         yield tuple(found), module
