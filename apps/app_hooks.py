@@ -1,8 +1,9 @@
-"""Routes beside the page: Netron and downloads. Panel imports this before it builds the server."""
+"""Routes beside the page: Netron, downloads, uploads. Panel imports this before it serves."""
 
 from bokeh.server.urls import toplevel_patterns
 
 from workbench.app.downloads import download_routes
+from workbench.app.uploads import upload_routes
 from workbench.netron_server import panel_routes
 
-toplevel_patterns.extend([*panel_routes(), *download_routes()])
+toplevel_patterns.extend([*panel_routes(), *download_routes(), *upload_routes()])

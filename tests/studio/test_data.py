@@ -17,7 +17,7 @@ from workbench.engine.errors import MissingFile, WrongType, WrongValue
 from workbench.studio.batches import DataSet, cut, read_npz, read_stored, to_batch, write_stored
 from workbench.studio.code import load_object
 from workbench.studio.errors import CodeNotAllowed
-from workbench.studio.metrics import Batch, CosineToFloat, psnr, resolve, top1
+from workbench.studio.metrics import Batch, CosineToFloat, psnr, resolve, top1, top5
 from workbench.studio.project import DataSpec
 
 
@@ -127,6 +127,16 @@ def test_metrics_by_hand() -> None:
     assert halfway(lambda _: torch.tensor([[1.0, 1.0]]), [((a,), None)]) == pytest.approx(
         math.sqrt(0.5)
     )
+
+
+def test_top5_counts_labels_among_the_five_largest() -> None:
+    outputs = torch.tensor(
+        [[9.0, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6, 7.0], [0, 0, 1, 2, 3, 4, 5]]
+    )
+    labels = torch.tensor([4, 2, 0])  # fifth, fifth, last
+    assert top5(lambda x: x, [((outputs,), labels)]) == pytest.approx(2 / 3)
+    few = torch.tensor([[1.0, 2, 3]])
+    assert top5(lambda x: x, [((few,), torch.tensor([0]))]) == 1.0
 
 
 def test_metric_names() -> None:

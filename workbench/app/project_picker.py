@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,6 +11,7 @@ import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.app.new_project import NewProject
 from workbench.app.projects import example_names, project_names
 
 
@@ -31,16 +33,7 @@ def picker_html(projects: list[str], examples: tuple[str, ...]) -> str:
             f'<h2 class="wb">{escape(_("Start from an example, trained, with data"))}</h2>'
             f"<ul>{links(fresh)}</ul>"
         )
-    return text + (
-        '<p class="wb-muted">'
-        + escape(
-            _(
-                "Your own model: wb.open(model, data=…, project=…) in a notebook or a script, with "
-                "the project in the workspace folder; it then appears in this list."
-            )
-        )
-        + "</p>"
-    )
+    return text
 
 
 class ProjectPicker:
@@ -48,17 +41,24 @@ class ProjectPicker:
 
     def __init__(self) -> None:
         self.content = ThemedHTML()
-        self.dialog = pmui.Dialog(
-            self.content, title=_("Open a project"), title_variant="h5", close_on_click=True,
-            show_close_button=True,
+        self.dialog = pmui.Dialog(  # filled when it is first opened
+            title=_("Open a project"), title_variant="h5", close_on_click=True,
+            show_close_button=True, width_option="md",
         )  # fmt: skip
 
-    def fill(self) -> ThemedHTML:
+    @cached_property
+    def form(self) -> NewProject:
+        return NewProject()
+
+    def fill(self) -> Any:
         self.content.fill(picker_html(project_names(), example_names()))
-        return self.content
+        self.form.fill()
+        return pn.Column(self.content, self.form, margin=0)
 
     def show(self) -> None:
-        self.fill()
+        filled = self.fill()
+        if not len(self.dialog):
+            self.dialog.objects = [filled]
         self.dialog.open = True
 
     def alone(self, message: str, hint: str) -> Any:

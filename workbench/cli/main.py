@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
             help="project folder, or the name of an example (its project is runs/NAME)",
         )
         one.add_argument("--data", help="an .npz file, for a project that is new")
-        one.add_argument("--metric", help="top1, psnr, cosine or package.module:function")
+        one.add_argument("--metric", help="top1, top5, psnr, cosine or package.module:function")
         one.add_argument(
             "--json", action="store_true", help="one line of JSON a project instead of words"
         )

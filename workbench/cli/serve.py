@@ -43,9 +43,10 @@ def serve(
 
     from workbench.app.downloads import download_routes
     from workbench.app.serve import workbench_page
+    from workbench.app.uploads import upload_routes
     from workbench.netron_server import panel_routes
 
-    toplevel_patterns.extend([*panel_routes(), *download_routes()])
+    toplevel_patterns.extend([*panel_routes(), *download_routes(), *upload_routes()])
     name = "localhost" if is_loopback(address) else address
     print(f"Compression Workbench: http://{name}:{port}/apps", flush=True)
     options = {"basic_auth": password, "cookie_secret": secrets.token_hex(32)} if password else {}

@@ -98,26 +98,43 @@ def first_tensor(output: Any) -> Tensor:
     )
 
 
-def top1(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> float:
-    """Share of samples whose largest output is at the label."""
-    right = count = 0
-    for inputs, target in batches:
+class TopK:
+    """Share of samples whose label is among the ``k`` largest outputs."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self.name = f"top{k}"
+
+    def __call__(
+        self, model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]
+    ) -> float:
+        right = count = 0
+        for inputs, target in batches:
+            hits = self._hits(model, inputs, target)
+            right += int(hits.sum())
+            count += hits.numel()
+        return right / count if count else math.nan
+
+    def samples(self, model: Model, inputs: tuple[Tensor, ...], target: Tensor | None) -> Tensor:
+        """1 for a sample that counts, else 0; a mean where a sample has many labels."""
+        hits = self._hits(model, inputs, target)
+        return hits.double().reshape(len(hits), -1).mean(dim=1)
+
+    def _hits(self, model: Model, inputs: tuple[Tensor, ...], target: Tensor | None) -> Tensor:
         if target is None:
             raise WrongValue(
-                "top1 needs labels", where="metric", hint="Use cosine, or give data with labels."
+                f"{self.name} needs labels",
+                where="metric",
+                hint="Use cosine, or give data with labels.",
             )
         output = first_tensor(model(*inputs))
-        right += int((output.argmax(dim=1).cpu() == target.cpu()).sum())
-        count += target.numel()
-    return right / count if count else math.nan
+        if self._k == 1:
+            return output.argmax(dim=1).cpu() == target.cpu()
+        best = output.topk(min(self._k, output.shape[1]), dim=1).indices.cpu()
+        return (best == target.cpu().unsqueeze(1)).any(dim=1)
 
 
-def top1_samples(model: Model, inputs: tuple[Tensor, ...], target: Tensor | None) -> Tensor:
-    """1 for a sample whose largest output is at the label, else 0; a mean where labels are many."""
-    if target is None:
-        raise WrongValue("top1 needs labels", where="metric", hint="Give data with labels.")
-    right = first_tensor(model(*inputs)).argmax(dim=1).cpu() == target.cpu()
-    return right.double().reshape(len(right), -1).mean(dim=1)
+top1, top5 = TopK(1), TopK(5)
 
 
 def psnr(model: Model, batches: Iterable[tuple[tuple[Tensor, ...], Tensor | None]]) -> float:
@@ -159,7 +176,7 @@ class CosineToFloat:
         return torch.where(norms > 0, (a * b).sum(dim=1) / norms, (a == b).all(dim=1).double())
 
 
-BUILT_IN = ("top1", "psnr", "cosine")
+BUILT_IN = ("top1", "top5", "psnr", "cosine")
 
 
 def resolve(
@@ -175,8 +192,9 @@ def resolve(
     target = batches[0].target if batches else None
     if not name:
         name = "top1" if target is not None and not target.is_floating_point() else "cosine"
-    if name == "top1":
-        return Metric(name, top1, top1_samples, (0.0, 1.0))
+    for best in (top1, top5):
+        if name == best.name:
+            return Metric(name, best, best.samples, (0.0, 1.0))
     if name == "psnr":
         return Metric(name, psnr)
     if name == "cosine":

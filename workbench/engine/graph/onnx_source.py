@@ -88,8 +88,22 @@ def refuse_operators(source: OnnxSource, known: Mapping[str, object]) -> None:
         raise _wrong(source.path, f"operators that cannot be read: {listed}", hint)
 
 
-def _check_external(file: Path, model: onnx.ModelProto) -> None:
+def external_locations(path: str | Path) -> list[str]:
+    """Names of the files, relative to the model's folder, that hold its external tensors.
+
+    Errors: ``WrongValue`` for what is no ONNX file and for a place outside the folder.
+    """
+    file = Path(path)
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except DecodeError as error:
+        raise _wrong(file, f"it is not an ONNX file ({error})") from error
+    return _check_external(file, model)
+
+
+def _check_external(file: Path, model: onnx.ModelProto) -> list[str]:
     folder = os.path.realpath(file.parent)
+    found = []
     for tensor in external_data_helper._get_all_tensors(model):
         for entry in tensor.external_data:
             if entry.key != "location":
@@ -101,6 +115,8 @@ def _check_external(file: Path, model: onnx.ModelProto) -> None:
                     f"the data of {tensor.name!r} is said to be in {entry.value!r}, "
                     "outside the folder of the file",
                 )
+            found.append(entry.value)
+    return list(dict.fromkeys(found))
 
 
 def _shapes(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -1,0 +1,143 @@
+"""The form that makes a project of a model file and a data file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.projects import project_folder
+from workbench.app.upload_button import UploadButton
+from workbench.app.uploads import DATA, MODELS, files_folder, offered
+from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
+from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec, is_project
+
+METRICS = ("top1", "top5", "psnr", "cosine")
+
+
+def new_project(name: str, model: str, data: str, metric: str = "") -> None:
+    """A project of files in the workspace's folder, which are copied into it.
+
+    ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
+    files are read by the project's own worker, when its page is opened. Errors: ``WrongValue`` for
+    a name that is not allowed or taken, ``MissingFile``.
+    """
+    folder = project_folder(name)
+    if is_project(folder):
+        raise WrongValue(
+            f"{name!r} {_('is there already')}", where=_("name"), hint=_("Choose another name.")
+        )
+    kept = Path("files")
+    names = [model, data, *external_files(_file(model))]
+    settings = ProjectSettings(
+        name,
+        SourceSpec(Path(model).suffix[1:], str(kept / model)),
+        DataSpec("npz", str(kept / data)),
+        metric,
+        threads=max(1, (os.cpu_count() or 2) - 1),
+    )
+    files = [_file(each) for each in names]
+    project = Project.create(folder, settings=settings)
+    try:
+        (folder / kept).mkdir(exist_ok=True, mode=0o750)
+        for file in files:
+            shutil.copy2(file, folder / kept / file.name)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        project.close()
+
+
+def external_files(model: Path) -> list[str]:
+    """Names of the files beside an ONNX model that hold its large tensors."""
+    if model.suffix != ".onnx":
+        return []
+    from workbench.engine.graph.onnx_source import external_locations
+
+    return external_locations(model)
+
+
+def _file(name: str) -> Path:
+    """A file of the workspace's folder; a name from a browser never leads out of it."""
+    folder = files_folder().resolve()
+    path = (folder / name).resolve()
+    if path.parent != folder or not path.is_file():
+        raise MissingFile(
+            f"{name[:80]!r} {_('is not there')}",
+            where=str(folder),
+            hint=_("Upload it, or put it into this folder."),
+        )
+    return path
+
+
+class NewProject:
+    """Model, data, metric, name, and the button."""
+
+    def __init__(self) -> None:
+        self.model = pmui.Select(label=_("model"), options=[], size="small", width=300)
+        self.data = pmui.Select(label=_("data (.npz)"), options=[], size="small", width=300)
+        self.metric = pmui.Select(
+            label=_("metric"),
+            options={_("by the data"): "", **{name: name for name in METRICS}},
+            value="",
+            size="small",
+            width=140,
+        )
+        self.name = pmui.TextInput(label=_("name"), size="small", width=300)
+        self.create = pmui.Button(label=_("Create project"), size="small", variant="contained")
+        self.upload = UploadButton(self._arrived)
+        self.said = ThemedHTML()
+        self.create.on_click(self._create)
+        self.fill()
+
+    def fill(self) -> None:
+        """Offer what is in the folder now."""
+        for menu, suffixes in ((self.model, MODELS), (self.data, DATA)):
+            names = offered(suffixes)
+            menu.options = names
+            if menu.value not in names:
+                menu.value = names[0] if names else None
+        about = _(
+            "Exported programs (.pt2) and ONNX files; the data is an .npz whose arrays are named "
+            "as the inputs, with labels if there are any. Files in this folder are offered:"
+        )
+        where = escape(str(files_folder()))
+        self.said.fill(f'<p class="wb-muted">{escape(about)} <code>{where}</code></p>')
+
+    def _arrived(self, names: list[str]) -> None:
+        self.fill()
+        for name in names:
+            if Path(name).suffix in MODELS:
+                self.model.value = name
+                self.name.value = self.name.value or Path(name).stem
+            elif Path(name).suffix in DATA:
+                self.data.value = name
+
+    def _create(self, _event: Any) -> None:
+        name = (self.name.value or Path(self.model.value or "").stem).strip()
+        try:
+            if not self.model.value or not self.data.value:
+                raise WrongValue(_("a project needs a model and data"), hint=_("Upload both."))
+            new_project(name, self.model.value, self.data.value, self.metric.value)
+        except (WorkbenchError, OSError) as error:
+            self.said.fill(f'<div class="wb-notice" role="alert">✕ {escape(str(error))}</div>')
+            return
+        self.upload.go = "?" + urlencode({"project": name})
+
+    def __panel__(self) -> Any:
+        return pn.Column(
+            ThemedHTML(f'<h2 class="wb">{escape(_("Your own model"))}</h2>'),
+            self.upload,
+            pn.Row(self.model, self.data, margin=0),
+            pn.Row(self.name, self.metric, self.create, margin=0, align="center"),
+            self.said,
+            margin=0,
+        )

@@ -1,0 +1,124 @@
+"""Files from a browser: streamed to disk behind the page's login, bounded, names made safe."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from workbench.app.i18n import _
+from workbench.app.projects import home
+from workbench.studio.project import MODEL_FILES, safe_name
+
+ROUTE = "upload"
+MODELS = tuple(f".{suffix}" for suffix in MODEL_FILES)
+DATA = (".npz",)
+EXTERNAL = (".data", ".onnx_data", ".bin")
+MOST_FILES = 200
+
+
+def largest() -> int:
+    """Bytes a file may have: ``WORKBENCH_MAX_UPLOAD_MB``, 8 GB without it."""
+    given = os.environ.get("WORKBENCH_MAX_UPLOAD_MB", "")
+    return (int(given) if given.isdigit() else 8192) << 20
+
+
+def files_folder() -> Path:
+    """Where uploads lie; files put there by hand are offered too."""
+    return home() / "files"
+
+
+def offered(suffixes: Sequence[str]) -> list[str]:
+    """Names of the files with these suffixes, the newest first."""
+    folder = files_folder()
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.suffix in suffixes and p.is_file()]
+    return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def refusal(name: str, size: int) -> str:
+    """Why a file is not taken, in words; empty if it is."""
+    allowed = (*MODELS, *DATA, *EXTERNAL)
+    if not name.lower().endswith(allowed):
+        return f"{name[:80]}: {_('allowed are')} {', '.join(allowed)}"
+    if size > largest():
+        return f"{name[:80]}: {size >> 20} MB; {_('allowed are')} {largest() >> 20} MB"
+    folder = files_folder()
+    if folder.is_dir() and sum(1 for _file in folder.iterdir()) >= MOST_FILES:
+        return f"{_('there are too many files already; delete some in')} {folder}"
+    return ""
+
+
+@cache
+def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
+    """The route for ``bokeh.server.urls.toplevel_patterns``."""
+    from bokeh.server.views.auth_request_handler import AuthRequestHandler
+    from tornado.web import stream_request_body
+
+    @stream_request_body
+    class Upload(AuthRequestHandler):
+        """One file a request; its name is in a header that no other site's page can send."""
+
+        async def prepare(self) -> None:
+            self._file: Any = None
+            await super().prepare()
+            origin = self.request.headers.get("Origin")
+            if self.current_user is None or self.request.method != "POST":
+                return self._refuse(403, _("not logged in"))
+            if origin is not None and urlsplit(origin).netloc != self.request.host:
+                return self._refuse(403, _("another site's page"))
+            self._name = safe_name(unquote(self.request.headers.get("X-Workbench-File", "")))
+            size = int(self.request.headers.get("Content-Length", "0"))
+            reason = refusal(self._name, size)
+            if reason:
+                return self._refuse(400, reason)
+            connection: Any = self.request.connection
+            connection.set_max_body_size(largest())
+            files_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+                dir=files_folder(), prefix=".upload-", delete=False
+            )
+            return None
+
+        def _refuse(self, status: int, reason: str) -> None:
+            self.set_status(status)
+            self.finish({"error": reason})
+
+        def data_received(self, chunk: bytes) -> None:
+            if self._file is not None:
+                self._file.write(chunk)
+
+        def post(self) -> None:
+            self._file.close()
+            target = _unused(files_folder() / self._name)
+            os.replace(self._file.name, target)
+            self._file = None
+            self.finish({"name": target.name})
+
+        def on_connection_close(self) -> None:
+            self._drop()
+
+        def on_finish(self) -> None:
+            self._drop()
+
+        def _drop(self) -> None:
+            """What did not arrive whole leaves nothing behind."""
+            file, self._file = self._file, None
+            if file is not None:
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+
+    return [(rf"/{ROUTE}", Upload, {})]
+
+
+def _unused(path: Path) -> Path:
+    number, found = 1, path
+    while found.exists():
+        number += 1
+        found = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found
