@@ -92,6 +92,9 @@ nn.module.quantization.conv2d.Conv2dQAT.from_float(mod, config=None)
 """
 
 TODAY = {
+    "create_compressed_retrain_model",
+    "restore_compressed_retrain_model",
+    "save_compressed_retrain_model",
     "create_quant_config",
     "quantize_preprocess",
     "quantize_model",

@@ -7,6 +7,11 @@ from workbench.amct.absent import absent_names
 # The package of this name must be loaded before the function takes its place.
 from workbench.amct.distill import distill_sample as _distill_sample  # noqa: F401
 from workbench.engine.export.save import save_model
+from workbench.engine.flows.compress import (
+    create_compressed_retrain_model,
+    restore_compressed_retrain_model,
+    save_compressed_retrain_model,
+)
 from workbench.engine.flows.distill import create_distill_config, create_distill_model
 from workbench.engine.flows.distill_run import distill
 from workbench.engine.flows.distill_save import save_distill_model
@@ -60,6 +65,7 @@ __all__ = [
     "accuracy_based_auto_calibration",
     "algorithm_register",
     "convert",
+    "create_compressed_retrain_model",
     "create_distill_config",
     "create_distill_model",
     "create_prune_retrain_model",
@@ -72,8 +78,10 @@ __all__ = [
     "quantize",
     "quantize_model",
     "quantize_preprocess",
+    "restore_compressed_retrain_model",
     "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_compressed_retrain_model",
     "save_distill_model",
     "save_model",
     "save_prune_retrain_model",

@@ -11,11 +11,6 @@ from typing import NoReturn
 _PRUNING = "channel pruning and 2:4 sparsity"
 
 _NAMES: Mapping[str, Sequence[str]] = {
-    "combined compression": (
-        "create_compressed_retrain_model",
-        "restore_compressed_retrain_model",
-        "save_compressed_retrain_model",
-    ),
     _PRUNING: (
         "auto_channel_prune_search",
         "common.auto_channel_prune",

@@ -8,6 +8,11 @@ from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.convert_qat import convert_qat_model
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
+from workbench.engine.flows.compress import (
+    create_compressed_retrain_model,
+    restore_compressed_retrain_model,
+    save_compressed_retrain_model,
+)
 from workbench.engine.flows.decompose import auto_decomposition, decompose_network
 from workbench.engine.flows.distill import create_distill_config, create_distill_model
 from workbench.engine.flows.distill_run import distill
@@ -45,6 +50,7 @@ from workbench.engine.flows.qat import (
     restore_quant_retrain_model,
 )
 from workbench.engine.flows.qat_save import save_quant_retrain_model
+from workbench.engine.flows.selective import update_prune_record
 from workbench.engine.flows.training import TrainingResult, fit
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.modules.kv_cache.calibration_op import QuantCalibrationOp
@@ -103,6 +109,7 @@ __all__ = [
     "calibration_status",
     "convert",
     "convert_qat_model",
+    "create_compressed_retrain_model",
     "create_distill_config",
     "create_distill_model",
     "create_prune_retrain_model",
@@ -118,11 +125,14 @@ __all__ = [
     "quantize",
     "quantize_model",
     "quantize_preprocess",
+    "restore_compressed_retrain_model",
     "restore_prune_retrain_model",
     "restore_quant_retrain_model",
+    "save_compressed_retrain_model",
     "save_distill_model",
     "save_model",
     "save_prune_retrain_model",
     "save_quant_retrain_model",
+    "update_prune_record",
     "verify_export",
 ]

@@ -85,7 +85,7 @@ def create_quant_retrain_config(
             compat=compat,
             channel_wise_linear=channel_wise_linear,
         )
-    _report(float_reasons(layers, config.enabled()), on_event)
+    report_float_layers(float_reasons(layers, config.enabled()), on_event)
     write_text(config_file, config.to_json(), warn_if_exists=True)
     options = {CHANNEL_WISE_LINEAR: True} if channel_wise_linear else {}
     write_sidecar(config_file, Sidecar(compat=compat, options=options))
@@ -194,7 +194,7 @@ def _create(
     state.attach(created)
     for name, treatment in treatments.items():
         log.info("%s: %s", name, treatment)
-    _report(state.float_reasons, on_event)
+    report_float_layers(state.float_reasons, on_event)
     if is_main_process():
         write_record(record_file, Record(), warn_if_exists=True)
         write_sidecar(record_file, Sidecar(compat=compat))
@@ -218,7 +218,8 @@ def wrapped_like(model: nn.Module, created: nn.Module) -> nn.Module:
     )
 
 
-def _report(reasons: Mapping[str, str], on_event: OnEvent | None) -> None:
+def report_float_layers(reasons: Mapping[str, str], on_event: OnEvent | None) -> None:
+    """Say which layers are not quantised, and why, in the log and as an event."""
     if reasons:
         lines = "".join(f"\n  {name}: {reason}" for name, reason in reasons.items())
         message = f"Layers that stay float:{lines}"
