@@ -103,6 +103,7 @@ class NewProject:
         for menu, suffixes in ((self.model, MODELS), (self.data, DATA)):
             names = offered(suffixes)
             menu.options = names
+            menu.visible = bool(names)
             if menu.value not in names:
                 menu.value = names[0] if names else None
         about = _(
@@ -137,7 +138,7 @@ class NewProject:
             ThemedHTML(f'<h2 class="wb">{escape(_("Your own model"))}</h2>'),
             self.upload,
             pn.Row(self.model, self.data, margin=0),
-            pn.Row(self.name, self.metric, self.create, margin=0, align="center"),
+            pn.Row(self.name, self.metric, self.create, margin=0),
             self.said,
             margin=0,
         )
