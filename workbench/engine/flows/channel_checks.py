@@ -99,7 +99,7 @@ class RemovalCheck:
     def __init__(self, captured: Captured, *, cancel: CancelToken | None = None) -> None:
         self._captured = captured
         self._cancel = cancel
-        self._dense = self._run(captured.module)
+        self._known: dict[tuple[int, ...], tuple[tuple[NewSize, ...] | None, str]] = {}
 
     def accept(self, removals: Sequence[Removal]) -> Accepted:
         """The largest part of ``removals`` that the model can lose, found by halving."""
@@ -133,10 +133,16 @@ class RemovalCheck:
         """The attributes with which the model runs right without ``removals``, or the problem."""
         if not removals:
             return (), ""
+        key = tuple(id(removal) for removal in removals)
+        if key not in self._known:
+            self._known[key] = self._try(removals)
+        return self._known[key]
+
+    def _try(self, removals: list[Removal]) -> tuple[tuple[NewSize, ...] | None, str]:
         module = self._captured.module
         exact = [removal for removal in removals if not _changes_statistics(removal)]
         is_exact = len(exact) == len(removals)
-        expected = self._run(silenced(module, removals)) if is_exact else self._dense
+        expected = self._run(silenced(module, removals) if is_exact else module)
         # The exact removals say better what they need than the shapes of all outputs do.
         known = () if is_exact else self._works(exact)[0] or ()
         settled = () if is_exact else size_candidates(module, exact)
@@ -148,7 +154,7 @@ class RemovalCheck:
             try:
                 made = self._run(without(module, removals, sizes))
             except Exception as error:
-                problem = problem or f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                problem = problem or _first_line(error)
                 continue
             if _agree(made, expected, exact=is_exact):
                 return sizes, ""
@@ -194,6 +200,11 @@ def _choices(candidates: tuple[NewSize, ...]) -> Iterator[tuple[NewSize, ...]]:
     for count in range(len(names) - 1, -1, -1) if len(names) <= 4 else (1, 0):
         for chosen in combinations(names, count):
             yield tuple(size for size in candidates if size.attribute in chosen)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _changes_statistics(removal: Removal) -> bool:
