@@ -50,7 +50,7 @@ from workbench.engine.flows.qat import (
     restore_quant_retrain_model,
 )
 from workbench.engine.flows.qat_save import save_quant_retrain_model
-from workbench.engine.flows.selective import update_prune_record
+from workbench.engine.flows.selective import fold_sparsity, update_prune_record
 from workbench.engine.flows.training import TrainingResult, fit
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.modules.kv_cache.calibration_op import QuantCalibrationOp
@@ -65,6 +65,7 @@ from workbench.engine.modules.qat.linear import LinearQAT, MatMulQAT
 from workbench.engine.modules.qat.recurrent import GRUQAT, LSTMQAT
 from workbench.engine.modules.quantize.base import BaseQuantizeModule
 from workbench.engine.modules.quantize.registry import algorithm_register
+from workbench.engine.search.channel_flow import auto_channel_prune_search
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
@@ -105,6 +106,7 @@ __all__ = [
     "WorkbenchError",
     "accuracy_based_auto_calibration",
     "algorithm_register",
+    "auto_channel_prune_search",
     "auto_decomposition",
     "calibration_status",
     "convert",
@@ -121,6 +123,7 @@ __all__ = [
     "decompose_network",
     "distill",
     "fit",
+    "fold_sparsity",
     "quantization_report",
     "quantize",
     "quantize_model",

@@ -20,7 +20,8 @@ from workbench.engine.flows.prune import (
     restore_prune_retrain_model,
     save_prune_retrain_model,
 )
-from workbench.engine.flows.selective import update_prune_record
+from workbench.engine.flows.ptq import create_quant_config
+from workbench.engine.flows.selective import fold_sparsity, update_prune_record
 from workbench.engine.modules.sparsity.entries import masked_layers
 
 GLOBAL = "prune_config { n_out_of_m_pruner { l1_selective_prune { update_freq: %d } } }"
@@ -185,12 +186,29 @@ def test_the_record_of_a_reference_before_training(
     restore_prune_retrain_model(Net(), (X,), *reversed(paths), str(tmp_path / "state.pt"))
 
 
-def test_layers_that_cannot_be_wrapped(paths: tuple[str, str]) -> None:
-    with pytest.raises(RuntimeError, match="Sequential"):
-        create_prune_retrain_model(nn.Linear(8, 4), (torch.randn(2, 8),), *paths)
-    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(8, 4)))
-    with pytest.raises((ValueError, RuntimeError), match="computed"):
-        create_prune_retrain_model(net, (torch.randn(2, 8),), *paths)
+def test_a_weight_that_is_computed_stays_dense(paths: tuple[str, str]) -> None:
+    computed = parametrizations.weight_norm(nn.Linear(8, 4))
+    with pytest.raises(ValueError, match="0: its weight is computed"):
+        create_prune_retrain_model(nn.Sequential(computed), (torch.randn(2, 8),), *paths)
+    net = nn.Sequential(computed, nn.Linear(4, 4))
+    created = create_prune_retrain_model(net, (torch.randn(2, 8),), *paths)
+    assert list(masked_layers(created)) == ["1"]
+
+
+def test_a_folded_model_is_an_ordinary_one(
+    model: Net, paths: tuple[str, str], tmp_path: Path
+) -> None:
+    created = create_prune_retrain_model(model, (X,), *paths)
+    config = str(tmp_path / "config.json")
+    with pytest.raises(RuntimeError, match="fold_sparsity"):
+        create_quant_config(config, created, (X,))
+    plain = fold_sparsity(created)
+    assert list(plain.state_dict()) == list(model.state_dict())
+    for found, wanted in zip(plain(X), created(X), strict=True):
+        assert torch.equal(found, wanted)
+    assert plain.b0.weight is created.b0.weight
+    assert not torch.equal(created.c1.weight, plain.c1.weight)
+    create_quant_config(config, plain, (X,))
 
 
 def test_updating_a_record(model: Net, paths: tuple[str, str]) -> None:

@@ -24,7 +24,7 @@ def prune_layers(captured: Captured, *, compat: bool = False) -> dict[str, Prune
             name=name,
             type=kind,
             channel=channel or _type_obstacle(kind, channel_types(compat=compat)),
-            selective=general or _type_obstacle(kind, SELECTIVE_TYPES),
+            selective=general or _computed(modules[name]) or _type_obstacle(kind, SELECTIVE_TYPES),
             quant=info.eligible,
         )
     return found
@@ -40,6 +40,11 @@ def _general_obstacle(module: nn.Module, kind: str, info: LayerInfo) -> str:
     if rank and rank < wanted:
         return f"its input is unbatched ({rank} dimensions instead of {wanted})"
     return ""
+
+
+def _computed(module: nn.Module) -> str:
+    computed = "weight" not in module._parameters
+    return "its weight is computed (weight_norm, parametrize)" if computed else ""
 
 
 def _depthwise(info: LayerInfo, *, compat: bool) -> str:

@@ -18,6 +18,7 @@ from workbench.engine.files.selective_record import read_selective
 from workbench.engine.flows.arguments import check_model, check_path
 from workbench.engine.flows.qat_insert import replace_modules
 from workbench.engine.flows.qat_state import is_main_process, unwrapped
+from workbench.engine.graph.copying import copy_model
 from workbench.engine.modules.sparsity.entries import selective_entries
 from workbench.engine.modules.sparsity.masked import MaskedWeight
 from workbench.engine.modules.sparsity.sparse_module import SparseModule
@@ -34,11 +35,9 @@ def wrap_selective_layers(
 
     Their masks are those of their weights now, or those ``recorded`` where there is one (the
     reference writes none before the first forward). Returns their entries for a record. Raises
-    ``RuntimeError`` for a layer that cannot be wrapped and for recorded entries that do not fit.
+    ``RuntimeError`` for recorded entries that do not fit.
     """
     modules = dict(model.named_modules())
-    for name in settings:
-        _check_layer(name, modules[name])
     masks: dict[str, Tensor | None] = {}
     if recorded is not None:
         masks = _recorded_masks(recorded, modules, settings, source=source)
@@ -79,6 +78,20 @@ def with_masks(record_file: str | os.PathLike[str], entries: tuple[PruneRecord, 
     return replace(record, prune=(*others, *entries))
 
 
+def fold_sparsity(model: nn.Module) -> nn.Module:
+    """A plain copy of ``model``, in eval mode: zeros in its weights in place of its 2:4 masks.
+
+    For what follows the training: post-training quantisation, a search, an export of your own. It
+    shares its other parameters with ``model``, which stays as it is. Raises ``TypeError`` for
+    anything but a model, ``RuntimeError`` for one that cannot be copied.
+    """
+    function = "fold_sparsity"
+    check_model(function, model)
+    plain = copy_model(unwrapped(function, model))
+    fold_selective_layers(plain)
+    return plain
+
+
 def fold_selective_layers(model: nn.Module) -> None:
     """Put zeros into the weights and the layers back into their places, in place.
 
@@ -89,21 +102,6 @@ def fold_selective_layers(model: nn.Module) -> None:
         layer.fold_mask()
     inner = {id(m): m.replaced_module for m in layers if isinstance(m, SparseModule)}
     replace_modules(model, inner)
-
-
-def _check_layer(name: str, layer: nn.Module) -> None:
-    if not name:
-        raise WrongState(
-            "the model is itself the layer that 2:4 sparsity is for",
-            where=type(layer).__name__,
-            hint="Put it into an nn.Sequential.",
-        )
-    if "weight" not in layer._parameters:
-        raise WrongState(
-            "its weight is computed (weight_norm, parametrize)",
-            where=f"layer {name}",
-            hint="Remove that first, or list the layer in regular_prune_skip_layers.",
-        )
 
 
 def _recorded_masks(

@@ -131,7 +131,7 @@ def _refuse(model: nn.Module) -> None:
     if wrapped:
         raise WrongState(
             f"the model already contains compression modules: {', '.join(wrapped)}.",
-            hint="Give the original float model.",
+            hint="Give the original float model; of one with 2:4 masks, fold_sparsity(model).",
         )
     if family(model) in LAYER_TYPES:
         raise WrongState(
