@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.harness import Row, in_child
 
-ON_ONE_AND_TWO_THREADS = ("calibration", "similarity", "latency", "formats")
+ON_ONE_AND_TWO_THREADS = ("calibration", "similarity", "latency", "formats", "qat")
 ON_TWO_THREADS = (
     "observers",
     "accuracy",
