@@ -13,19 +13,19 @@ from workbench.amct.absent import ABSENT
     ("statement", "words"),
     [
         (
-            "from workbench.amct.common.auto_channel_prune.sensitivity_base import SensitivityBase",
-            "channel pruning",
+            "from workbench.amct.pruning import prune_diagnose",
+            "structured pruning on live modules",
         ),
     ],
 )
-def test_an_import_says_what_it_waits_for(statement: str, words: str) -> None:
+def test_an_import_says_why_it_is_absent(statement: str, words: str) -> None:
     with pytest.raises(ImportError, match=rf"{words}.*not in this version"):
         exec(statement)
 
 
 def test_an_attribute_says_it_too() -> None:
-    with pytest.raises(AttributeError, match="channel pruning"):
-        workbench.amct.common.auto_channel_prune  # noqa: B018
+    with pytest.raises(AttributeError, match="structured pruning on live modules"):
+        workbench.amct.prune  # noqa: B018
 
 
 def test_other_names_fail_as_ever() -> None:

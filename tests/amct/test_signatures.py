@@ -52,6 +52,15 @@ distill(model, compress_model, config_file, train_loader, epochs=1, lr=1e-3, sam
     loss=None, optimizer=None)
 save_distill_model(model, save_path, input_data, record_file=None, input_names=None,
     output_names=None, dynamic_axes=None)
+common.auto_channel_prune.sensitivity_base.SensitivityBase(loss_func=None)
+common.auto_channel_prune.sensitivity_base.SensitivityBase.setup_initialization(self, graph_tuple,
+    input_data, test_iteration, output_nodes=None)
+common.auto_channel_prune.sensitivity_base.SensitivityBase.get_sensitivity(self, search_records)
+common.auto_channel_prune.search_channel_base.SearchChannelBase.channel_prune_search(self,
+    graph_info, search_records, prune_config)
+common.auto_channel_prune.search_channel_base.SearchChannelBase.update_graph(self,
+    prune_channel_num, graph_info, search_records)
+common.auto_channel_prune.search_channel_base.GreedySearch(search_step=100)
 tensor_decompose.auto_decomposition(model, decompose_info_path=None)
 tensor_decompose.decompose_network(model, decompose_info_path)
 common.auto_calibration.AutoCalibrationEvaluatorBase()
@@ -115,6 +124,10 @@ TODAY = {
     "create_distill_model",
     "distill",
     "save_distill_model",
+    "create_prune_retrain_model",
+    "restore_prune_retrain_model",
+    "save_prune_retrain_model",
+    "auto_channel_prune_search",
 }
 
 

@@ -45,6 +45,7 @@ from workbench.engine.flows.qat import (
 from workbench.engine.flows.qat_save import save_quant_retrain_model
 from workbench.engine.modules.quantize.base import BaseQuantizeModule
 from workbench.engine.modules.quantize.registry import algorithm_register
+from workbench.engine.search.channel_flow import auto_channel_prune_search
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
 
@@ -64,6 +65,7 @@ __all__ = [
     "ModelEvaluator",
     "accuracy_based_auto_calibration",
     "algorithm_register",
+    "auto_channel_prune_search",
     "convert",
     "create_compressed_retrain_model",
     "create_distill_config",

@@ -1,27 +1,14 @@
-"""What scripts may import and this version does not have, said with the flow that will bring it."""
+"""What scripts may import and this version does not have, and why."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
 from typing import NoReturn
 
-_PRUNING = "channel pruning and 2:4 sparsity"
-
-_NAMES: Mapping[str, Sequence[str]] = {
-    _PRUNING: (
-        "auto_channel_prune_search",
-        "common.auto_channel_prune",
-    ),
-}
-
 ABSENT: dict[str, str] = {
-    f"workbench.amct.{name}": f"comes with {flow}"
-    for flow, names in _NAMES.items()
-    for name in names
-} | {
     "workbench.amct.prune": "is left out, as all of structured pruning on live modules is",
     "workbench.amct.pruning": "is left out, as all of structured pruning on live modules is",
     "workbench.amct.common.auto_calibration.AccuracyBasedAutoCalibrationBase": (

@@ -1,0 +1,1 @@
+"""Plug-ins of the automatic channel search, under the paths that scripts import them from."""
