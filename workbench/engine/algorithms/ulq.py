@@ -105,7 +105,7 @@ class _Grid:
         scale, offset = affine_factors(clip_max, clip_min, bits)
         lowest, highest = int_range(bits)
         parts = (scale, 1.0 / scale, lowest - offset, highest - offset, clip_min, clip_max)
-        if scale.device.type == "cpu":
+        if _on_host(scale):
             return cls(*(float(part) for part in parts))
         return cls(*(part.detach().to(torch.float32, copy=True) for part in parts))
 
@@ -165,6 +165,10 @@ class _PassThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         return gradient, *ctx.parameters
+
+
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _to_grid(t: Tensor, grid: _Grid) -> Tensor:
