@@ -8,6 +8,7 @@ from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.convert_qat import convert_qat_model
 from workbench.engine.export.save import save_model
 from workbench.engine.export.verify import verify_export
+from workbench.engine.flows.block_calibration import calibrate_by_block
 from workbench.engine.flows.compress import (
     create_compressed_retrain_model,
     restore_compressed_retrain_model,
@@ -18,6 +19,7 @@ from workbench.engine.flows.distill import create_distill_config, create_distill
 from workbench.engine.flows.distill_run import distill
 from workbench.engine.flows.distill_sample import DistillSampleBase, ModelSingleTensorInput
 from workbench.engine.flows.distill_save import save_distill_model
+from workbench.engine.flows.folder_model import empty_weights
 from workbench.engine.flows.kv_cache import (
     calibration_status,
     create_quant_cali_config,
@@ -50,6 +52,7 @@ from workbench.engine.flows.qat import (
     restore_quant_retrain_model,
 )
 from workbench.engine.flows.qat_save import save_quant_retrain_model
+from workbench.engine.flows.quantize_folder import load_quantized_folder, quantize_folder
 from workbench.engine.flows.selective import fold_sparsity, update_prune_record
 from workbench.engine.flows.training import TrainingResult, fit
 from workbench.engine.flows.training_settings import TrainingSettings
@@ -108,6 +111,7 @@ __all__ = [
     "algorithm_register",
     "auto_channel_prune_search",
     "auto_decomposition",
+    "calibrate_by_block",
     "calibration_status",
     "convert",
     "convert_qat_model",
@@ -122,10 +126,13 @@ __all__ = [
     "create_quant_retrain_model",
     "decompose_network",
     "distill",
+    "empty_weights",
     "fit",
     "fold_sparsity",
+    "load_quantized_folder",
     "quantization_report",
     "quantize",
+    "quantize_folder",
     "quantize_model",
     "quantize_preprocess",
     "restore_compressed_retrain_model",
