@@ -45,9 +45,9 @@ def model_inputs(
     """
     given = sampler.get_model_input_data(samples)
     inputs = tuple(given) if isinstance(given, list | tuple) else (given,)
-    wrong = next((value for value in inputs if not isinstance(value, Tensor)), None)
-    if wrong is not None or not inputs:
-        kind = "nothing" if not inputs else f"a {type(wrong).__name__}"
+    wrong = [type(value).__name__ for value in inputs if not isinstance(value, Tensor)]
+    if wrong or not inputs:
+        kind = f"a {wrong[0]}" if wrong else "nothing"
         raise WrongState(
             f"get_model_input_data gave {kind}; allowed: a tensor, or a list or tuple of tensors",
             where=type(sampler).__name__,
