@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from workbench.engine.algorithms.selective_prune import is_two_of_four
 from workbench.engine.files.record import read_record
 from workbench.engine.files.selective_record import read_selective
-from workbench.engine.files.sidecar import sidecar_path
+from workbench.engine.files.sidecar import read_sidecar
 from workbench.engine.flows.compress import (
     create_compressed_retrain_model,
     restore_compressed_retrain_model,
@@ -240,9 +240,16 @@ def test_only_pruned_gives_two_equal_float_files(model: Net, tmp_path: Path, cap
 
 def test_options_of_the_record_outlive_an_evaluation(model: Net, tmp_path: Path) -> None:
     paths = write(tmp_path, BOTH)
-    created = create_compressed_retrain_model(model, (X,), *paths, through_layer_norm=True)
+    options = {"through_layer_norm": True, "channel_wise_linear": True}
+    created = create_compressed_retrain_model(model, (X,), *paths, **options)
     train(created)
-    assert '"through_layer_norm": true' in sidecar_path(paths[1]).read_text()
+    assert read_sidecar(paths[1]).options == options
+    assert len(read_record(paths[1]).layers["fc"].scale_w) == 5
+    checkpoint = str(tmp_path / "state.pt")
+    torch.save(created.state_dict(), checkpoint)
+    restored = restore_compressed_retrain_model(Net(), (X,), *paths, checkpoint).eval()
+    with torch.no_grad():
+        assert torch.equal(restored(X), created(X))
 
 
 @pytest.mark.parametrize(

@@ -474,6 +474,16 @@ def test_options(model: Small, tmp_path: Path) -> None:
     assert row(keen, "body.a")["relative_error"] ** 2 <= 0.5
     assert row(keen, "body.a")["rank"] > row(real, "body.a")["rank"]
 
+    sketched = copy.deepcopy(model)
+    auto_decomposition(sketched, method="randomised")
+    assert row(sketched, "body.a")["rank"] == row(real, "body.a")["rank"] == 32
+    best = row(real, "body.a")["relative_error"]
+    assert best < row(sketched, "body.a")["relative_error"] < 1.03 * best
+    # A rule that needs the spectrum gets it, whatever the method.
+    spectral = copy.deepcopy(model)
+    auto_decomposition(spectral, method="randomised", rank_rule="energy", energy=0.5)
+    assert row(spectral, "body.a") | {"seconds": 0} == row(keen, "body.a") | {"seconds": 0}
+
     assert auto_decomposition(model, min_gain=0.9)[1] == {}
 
 

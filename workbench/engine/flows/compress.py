@@ -16,9 +16,9 @@ from workbench.engine.errors import MissingFile, WrongState
 from workbench.engine.events import CancelToken, OnEvent, check
 from workbench.engine.export.save import output_paths
 from workbench.engine.files.atomic import ensure_writable
+from workbench.engine.files.config import CHANNEL_WISE_LINEAR
 from workbench.engine.files.prune_config import configures_pruning
 from workbench.engine.files.record import PruneRecord, Record, read_record, write_record
-from workbench.engine.files.retrain_config import RetrainConfig
 from workbench.engine.files.retrain_resolution import resolve_retrain_config
 from workbench.engine.files.sidecar import Sidecar, read_sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
@@ -63,6 +63,7 @@ def create_compressed_retrain_model(
     record_file: str,
     *,
     through_layer_norm: bool = False,
+    channel_wise_linear: bool = False,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -75,7 +76,8 @@ def create_compressed_retrain_model(
 
     ``record_file`` gets the pruned part at once; every evaluation after a stretch of training adds
     the factors, and the masks as they are then. ``through_layer_norm``: see
-    ``create_prune_retrain_model``.
+    ``create_prune_retrain_model``. ``channel_wise_linear``: weights of Linear layers get one scale
+    per output.
 
     Errors: ``TypeError`` for a wrong argument type; ``FileNotFoundError`` for a missing config,
     ``ParseError`` for one that is none, one ``ValueError`` with everything that is wrong in it;
@@ -88,14 +90,24 @@ def create_compressed_retrain_model(
     check_model(function, model)
     check_path(function, "config_defination", config_defination)
     check_path(function, "record_file", record_file)
-    for name, value in (("through_layer_norm", through_layer_norm), ("compat", compat)):
+    for name, value in (
+        (THROUGH_LAYER_NORM, through_layer_norm),
+        (CHANNEL_WISE_LINEAR, channel_wise_linear),
+        ("compat", compat),
+    ):
         check_type(function, name, value, bool)
     message = read_prune_text(config_defination, on_event)
     ensure_writable(record_file)
     inner = unwrapped(function, model)
     captured = capture(inner, input_data, dynamic=False, on_event=on_event)
     check(cancel)
-    config = resolve_compress_config(message, captured, source=config_defination, compat=compat)
+    config = resolve_compress_config(
+        message,
+        captured,
+        source=config_defination,
+        channel_wise_linear=channel_wise_linear,
+        compat=compat,
+    )
     created: nn.Module = copy_for_training(inner)
     entries: tuple[PruneRecord, ...] = ()
     if config.prune.channel():
@@ -114,10 +126,11 @@ def create_compressed_retrain_model(
         captured = _captured_again(created, input_data, config, captured, on_event)
     check(cancel)
     masks = wrap_selective_layers(created, config.prune.selective())
-    options = {THROUGH_LAYER_NORM: True} if through_layer_norm else {}
-    state = _state(message, config_defination, captured, config, compat, record_file)
+    given = {THROUGH_LAYER_NORM: through_layer_norm, CHANNEL_WISE_LINEAR: channel_wise_linear}
+    options = {name: True for name, value in given.items() if value}
+    state = _state(message, config_defination, captured, config, compat, record_file, options)
     if state is not None:
-        state.pruned, state.options = entries, options
+        state.pruned = entries
         _quantise(created, state, on_event)
     if is_main_process():
         write_record(record_file, Record(prune=(*entries, *masks)), warn_if_exists=True)
@@ -168,7 +181,14 @@ def restore_compressed_retrain_model(
     inner = unwrapped(function, model)
     captured = capture(inner, input_data, dynamic=False, on_event=on_event)
     check(cancel)
-    config = resolve_compress_config(message, captured, source=config_defination, compat=compat)
+    options = read_sidecar(record_file).options
+    config = resolve_compress_config(
+        message,
+        captured,
+        source=config_defination,
+        channel_wise_linear=options.get(CHANNEL_WISE_LINEAR, False) is True,
+        compat=compat,
+    )
     entries = tuple(entry for entry in record.prune if entry.selective_prune is None)
     created: nn.Module = copy_for_training(inner)
     if entries:
@@ -177,9 +197,9 @@ def restore_compressed_retrain_model(
     check(cancel)
     recorded = {e.selective_prune.name: e for e in record.prune if e.selective_prune}
     wrap_selective_layers(created, config.prune.selective(), recorded, source=record_file)
-    state = _state(message, config_defination, captured, config, compat, record_file)
+    state = _state(message, config_defination, captured, config, compat, record_file, options)
     if state is not None:
-        state.pruned, state.options = entries, read_sidecar(record_file).options
+        state.pruned = entries
         _quantise(created, state, on_event)
     removing = "" if record.prune else ", which removes nothing"
     made_of = f"the config and the record ({config_defination}, {record_file}{removing})"
@@ -280,15 +300,23 @@ def _state(
     config: CompressConfig,
     compat: bool,
     record_file: str,
+    options: Mapping[str, Any],
 ) -> QatState | None:
     """What quantises the captured model; None if nothing does."""
-    if config.quant is None:
+    quant = config.quant
+    if quant is None:
         return None
     layers = retrain_layers(captured)
-    # Once more: what a layer can be quantised to depends on the channels it has left.
-    quant: RetrainConfig = resolve_retrain_config(
-        message, layers, source=source, combined=True, compat=compat
-    )
+    if config.prune.channel():
+        # Once more: what a layer can be quantised to depends on the channels it has left.
+        quant = resolve_retrain_config(
+            message,
+            layers,
+            source=source,
+            combined=True,
+            compat=compat,
+            channel_wise_linear=options.get(CHANNEL_WISE_LINEAR, False) is True,
+        )
     folding = plan_folding(captured, sync=True)
     return QatState(
         config=quant,
@@ -298,6 +326,7 @@ def _state(
         treatments=plan_treatment(captured, quant, folding, compat=compat),
         taps=captured.taps,
         inputs=graph_inputs(captured),
+        options=options,
     )
 
 

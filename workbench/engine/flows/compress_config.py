@@ -46,7 +46,12 @@ class CompressConfig:
 
 
 def resolve_compress_config(
-    message: Any, captured: Captured, *, source: str, compat: bool = False
+    message: Any,
+    captured: Captured,
+    *,
+    source: str,
+    channel_wise_linear: bool = False,
+    compat: bool = False,
 ) -> CompressConfig:
     """What an ``AMCTRetrainConfig`` does to the layers of a captured model.
 
@@ -74,7 +79,12 @@ def resolve_compress_config(
     if quantises:
         quant = collected(
             lambda: resolve_retrain_config(
-                message, trained, source=source, combined=True, compat=compat
+                message,
+                trained,
+                source=source,
+                combined=True,
+                compat=compat,
+                channel_wise_linear=channel_wise_linear,
             )
         )
     problems.update(dict.fromkeys(_of_other_features(message, prunes, quantises)))

@@ -136,6 +136,19 @@ def test_checkpoints_of_the_reference() -> None:
         sparse.load_state_dict(reference_state(torch.randn(4, 6), torch.ones(4, 6)))
 
 
+@pytest.mark.parametrize(("update_freq", "due"), [(0, False), (2, True), (3, False)])
+def test_a_restored_count_decides_when_the_next_mask_is_due(update_freq: int, due: bool) -> None:
+    sparse = SparseModule(nn.Linear(8, 4), update_freq)
+    state = sparse.state_dict() | {"prune_cur_batch": torch.tensor(4)}
+    sparse.load_state_dict(state)
+    before = sparse.wts_mask.clone()
+    with torch.no_grad():
+        sparse.replaced_module.weight.mul_(torch.where(before, 0.01, 1.0))
+    sparse(torch.randn(2, 8))
+    assert torch.equal(sparse.wts_mask, before) != due
+    assert int(sparse.prune_cur_batch) == 5
+
+
 def test_folding_replaces_the_weight_and_writes_none() -> None:
     sparse = SparseModule(nn.Linear(8, 4))
     weight = sparse.replaced_module.weight

@@ -38,8 +38,9 @@ class MaskedWeight(nn.Module):
         chosen = selective_mask(weight, self.axis) if mask is None else mask.to(weight.device)
         self.register_buffer(MASK, chosen)
         self.register_buffer(COUNT, torch.zeros((), dtype=torch.int64, device=weight.device))
-        # The count again, for reading the tensor would wait for the device in every forward.
-        self._count = 0
+        # Of the count only this decides; reading the tensor would wait for the device in every
+        # forward, and a number that never repeats would have every one compiled anew.
+        self._since_chosen = 0
 
     def dense_weight(self) -> Tensor:
         """The layer's weight as it is trained."""
@@ -63,10 +64,9 @@ class MaskedWeight(nn.Module):
         """To be called in every forward: counts it, and chooses a mask if it is time."""
         if not self.training or is_exporting():
             return
-        due = self._count % self.update_freq == 0 if self.update_freq else self._count == 0
-        if due:
+        if self._since_chosen == 0:
             self.wts_mask = selective_mask(self.dense_weight(), self.axis)
-        self._count += 1
+        self._since_chosen = self._position(self._since_chosen + 1)
         self.prune_cur_batch.add_(1)
 
     @torch.no_grad()
@@ -98,4 +98,8 @@ class MaskedWeight(nn.Module):
         if count.numel() == 1:
             state_dict[prefix + COUNT] = count.reshape(()).long()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._count = int(self.prune_cur_batch)
+        self._since_chosen = self._position(int(self.prune_cur_batch))
+
+    def _position(self, count: int) -> int:
+        """Training forwards since a mask was chosen; 0: the next one chooses."""
+        return count % self.update_freq if self.update_freq else min(count, 1)
