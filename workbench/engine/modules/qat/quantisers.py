@@ -119,7 +119,7 @@ class QuantisingModule(nn.Module):
             self.register_buffer(prefix + "offset", torch.full(shape, torch.nan, device=device))
         self.__dict__.setdefault("_activations", {})[prefix] = _Activation(settings, given)
         if given:
-            self._settle(prefix)
+            self._write_factors(prefix)
 
     def add_weight(
         self,
