@@ -215,9 +215,9 @@ def test_create_distill_model_refuses(
         create_distill_config(str(tmp_path / "c.json"), golden_student, EXAMPLE)
     with pytest.raises(OSError, match="does not exist"):
         create_distill_model(str(tmp_path / "no.json"), golden, EXAMPLE)
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(Path(golden_file).read_text().replace('"c1":{', '"c11":{'))
     with pytest.raises(ValueError, match="such as c1"):
-        wrong = tmp_path / "wrong.json"
-        wrong.write_text(Path(golden_file).read_text().replace('"c1":{', '"c11":{'))
         create_distill_model(str(wrong), golden, EXAMPLE)
     data = json.loads(Path(golden_file).read_text())
     data["distill_group"] = [["c1", "c2"]]
@@ -281,12 +281,10 @@ def test_as_many_batches_calibrate_as_the_file_says(tmp_path: Path, clips: bool)
 @pytest.mark.parametrize(("share", "expected"), [(0.49, False), (0.51, True)])
 def test_which_input_is_used(share: float, expected: bool) -> None:
     teacher = torch.tensor([1.0, -1.0, 1.0, -1.0])
-    # The mean squared difference is ``share``, both mean squares are 1.
-    other = torch.tensor([1.0, -1.0])
+    # Turned by an angle towards a vector of the same length: both mean squares stay 1, and the
+    # mean squared difference is 2 - 2 cos(angle).
     angle = torch.acos(torch.tensor(1 - share / 2))
-    orthogonal = torch.tensor([1.0, 1.0, 1.0, 1.0])
-    student = torch.cos(angle) * teacher + torch.sin(angle) * orthogonal
-    assert other.numel() == 2
+    student = torch.cos(angle) * teacher + torch.sin(angle) * torch.ones(4)
     assert torch.isclose((teacher - student).square().mean(), torch.tensor(share))
     assert choose_input(teacher, student) is expected
 
@@ -719,8 +717,8 @@ def test_teacher_and_student_must_be_what_they_are(
     other = nn.Sequential(Conv2dQAT(3, 3, 1))
     with pytest.raises(RuntimeError, match="the student has no module c1"):
         distill(golden, other, golden_file, loader(X))
-    with pytest.raises(ValueError, match="items? of the loader begins with a dict"):
-        rows = DataLoader([{"x": row} for row in X], batch_size=8)  # type: ignore[arg-type, var-annotated]
+    rows = DataLoader([{"x": row} for row in X], batch_size=8)  # type: ignore[arg-type, var-annotated]
+    with pytest.raises(ValueError, match="an item of the loader begins with a dict"):
         distill(golden, golden_student, golden_file, rows)
 
 
