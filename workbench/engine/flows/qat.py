@@ -26,6 +26,7 @@ from workbench.engine.files.sidecar import Sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_path, check_type
 from workbench.engine.flows.checkpoints import load_state, read_state
 from workbench.engine.flows.ptq import resolve_compat
+from workbench.engine.flows.qat_equalize import equalize as equalize_channels
 from workbench.engine.flows.qat_insert import insert_quantisers
 from workbench.engine.flows.qat_layers import float_reasons, plan_treatment, retrain_layers
 from workbench.engine.flows.qat_state import QatState, is_main_process, unwrapped
@@ -97,6 +98,7 @@ def create_quant_retrain_model(
     record_file: str,
     input_data: Any,
     *,
+    equalize: bool = True,
     compat: bool | None = None,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -110,6 +112,10 @@ def create_quant_retrain_model(
     was done to each layer is in ``model.workbench_qat.treatments``, why the others stay float in
     ``model.workbench_qat.float_reasons``.
 
+    ``equalize``: channels that are small beside others of their tensor are scaled up by powers of
+    two where a batch norm and a ReLU allow it, which leaves the float model's outputs as they are;
+    never with ``compat``.
+
     Errors: ``FileNotFoundError`` for a missing config; one ``ValueError``/``TypeError`` with all
     that is wrong in it; ``RuntimeError`` for a model that cannot be captured or copied or holds
     quantisers already, and for a ``DataParallel``.
@@ -117,7 +123,10 @@ def create_quant_retrain_model(
     Source: specification chapter 30 sections 2.2, 4 and 5.
     """
     function = "create_quant_retrain_model"
-    return _create(function, config_file, model, record_file, input_data, compat, on_event, cancel)
+    check_type(function, "equalize", equalize, bool)
+    return _create(
+        function, config_file, model, record_file, input_data, equalize, compat, on_event, cancel
+    )
 
 
 def restore_quant_retrain_model(
@@ -151,7 +160,7 @@ def restore_quant_retrain_model(
     check_type(function, "state_dict_name", state_dict_name, str, optional=True)
     state = read_state(pth_file, state_dict_name)
     created = _create(
-        function, config_file, model, record_file, input_data, compat, on_event, cancel
+        function, config_file, model, record_file, input_data, False, compat, on_event, cancel
     )
     load_state(unwrapped(function, created), state, pth_file, created=f"the config ({config_file})")
     return created
@@ -163,6 +172,7 @@ def _create(
     model: nn.Module,
     record_file: str,
     input_data: Any,
+    even: bool,
     compat: bool | None,
     on_event: OnEvent | None,
     cancel: CancelToken | None,
@@ -182,6 +192,8 @@ def _create(
     treatments = plan_treatment(captured, config, plan_folding(captured, sync=True), compat=compat)
     created = copy_for_training(inner)
     insert_quantisers(created, config, layers, treatments)
+    if even and not compat:
+        equalize_channels(created, captured, config, treatments)
     state = QatState(
         config=config,
         compat=compat,
