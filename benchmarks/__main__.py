@@ -23,6 +23,7 @@ ON_TWO_THREADS = (
     "page",
     "decompose",
     "selective",
+    "compressed",
 )
 ON_REQUEST = ("ada", "bigmodel")
 """Only when named: minutes, and for one of them gigabytes of memory and disk."""

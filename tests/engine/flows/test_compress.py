@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from workbench import zoo
+from workbench.engine import TrainingSettings, fit
 from workbench.engine.algorithms.selective_prune import is_two_of_four
 from workbench.engine.files.record import read_record
 from workbench.engine.files.selective_record import read_selective
@@ -24,6 +28,7 @@ from workbench.engine.flows.compress import (
 )
 from workbench.engine.flows.qat_state import wrappers
 from workbench.engine.modules.sparsity.entries import masked_layers
+from workbench.zoo.training_data import TrainingDigits
 
 DATA = "retrain_data_quant_config { ulq_quantize { } }\n"
 WEIGHT = "retrain_weight_quant_config { arq_retrain { channel_wise: true } }\n"
@@ -299,3 +304,30 @@ def test_order_of_calls(trained: dict[str, Any], model: Net, tmp_path: Path) -> 
         save_compressed_retrain_model(fresh, str(empty), str(tmp_path / "net"), (X,))
     with pytest.raises(RuntimeError):
         create_compressed_retrain_model(fresh, (X,), config, str(tmp_path / "r.txt"))
+
+
+@pytest.mark.slow
+def test_the_combination_does_not_collapse(tmp_path: Path) -> None:
+    example = zoo.load("digits-resnet")
+    pictures, labels = example.data.evaluation[:1500], example.data.targets[:1500]
+
+    def accuracy(text: str) -> float:
+        folder = tmp_path / str(len(text))
+        folder.mkdir()
+        paths = write(folder, text)
+        inputs = (example.data.calibration[:2],)
+        created = create_compressed_retrain_model(copy.deepcopy(example.model), inputs, *paths)
+        settings = TrainingSettings(epochs=1, learning_rate=2e-3)
+        fit(created, TrainingDigits("digits-resnet"), loss=cross_entropy, settings=settings)
+        with torch.no_grad():
+            created(pictures[:128])
+        save_compressed_retrain_model(created, paths[1], str(folder / "net"), inputs)
+        session = onnxruntime.InferenceSession(folder / "net_fake_quant_model.onnx")
+        name = session.get_inputs()[0].name
+        found = [session.run(None, {name: b.numpy()})[0].argmax(1) for b in pictures.split(100)]
+        return float(np.mean(np.concatenate(found) == labels.numpy()))
+
+    alone = [accuracy(text) for text in (QUANT, FILTERS % 0.3, SELECTIVE)]
+    assert min(alone) > 0.96
+    for text in (QUANT + FILTERS % 0.3, QUANT + SELECTIVE):
+        assert accuracy(text) > min(alone) - 0.01
