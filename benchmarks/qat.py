@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.harness import Row, ratio, report, settled, threads
-from workbench.engine import Conv2dQAT, LinearQAT
+from workbench.engine import (
+    Conv2dQAT,
+    LinearQAT,
+    create_quant_retrain_config,
+    create_quant_retrain_model,
+)
 from workbench.zoo.architectures import resnet18
 
 SHAPE = (8, 3, 224, 224)
@@ -35,7 +41,22 @@ def single_operators(model: nn.Module, batch: Tensor) -> nn.Module:
     return model
 
 
-FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {"single operators": single_operators}
+def graph(model: nn.Module, batch: Tensor) -> nn.Module:
+    """The network that ``create_quant_retrain_model`` makes, all its layers enabled."""
+    folder = tempfile.TemporaryDirectory()
+    config, record = f"{folder.name}/qat.json", f"{folder.name}/record.txt"
+    create_quant_retrain_config(config, model, batch[:1])
+    made = create_quant_retrain_model(config, model, record, batch[:1])
+    made.__dict__["folder"] = folder  # evaluation writes the record as long as the model lives
+    with torch.no_grad():
+        made.train()(batch)  # finds the clip bounds
+    return made
+
+
+FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
+    "single operators": single_operators,
+    "graph": graph,
+}
 """How a float network becomes one with quantisation in the loop."""
 
 
