@@ -58,19 +58,20 @@ def activation_nodes(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Ten
 def weight_nodes(
     weight: Tensor, scales: Tensor, bits: int, *, channel_axis: int | None, groups: int
 ) -> Tensor:
-    """A weight through a Q/DQ pair with offset 0; ``scales``: ``(Cout,)`` or ``(1,)``.
+    """A weight through a Q/DQ pair with offset 0; ``scales``: ``(Cout,)``, or ``(1,)`` for
+    ``channel_axis`` None.
 
     A transposed convolution in groups has its output channels on two axes: it is reshaped around
     the pair to one axis of ``Cout`` (S5).
     """
     low, high = int_range(bits)
-    if scales.numel() == 1:
+    if channel_axis is None:
         zero = torch.zeros((), dtype=torch.int32, device=weight.device)
         return torch.fake_quantize_per_tensor_affine(weight, scales.reshape(()), zero, low, high)
     zeros = torch.zeros_like(scales, dtype=torch.int32)
     if channel_axis != 1 or groups == 1:
         return torch.fake_quantize_per_channel_affine(
-            weight, scales, zeros, channel_axis or 0, low, high
+            weight, scales, zeros, channel_axis, low, high
         )
     rows, columns, *kernel = weight.shape
     merged = weight.reshape(groups, rows // groups, columns, *kernel).transpose(1, 2)
