@@ -49,12 +49,12 @@ def weight_error_chart(
                 "%{customdata[1]:.1f} dB<extra></extra>"
             ),
         )
-    figure.update_layout(margin={"l": 64, "r": 16, "t": 30, "b": 96})
+    figure.update_layout(margin={"l": 64, "r": 16, "t": 30, "b": 116})
     figure.update_xaxes(
         categoryorder="array",
         categoryarray=layers,
         tickvals=layers,
-        ticktext=[short_name(name) for name in layers],
+        ticktext=[_label(name) for name in layers],
         tickangle=-60,
     )
     figure.update_yaxes(
@@ -107,10 +107,10 @@ def outlier_chart(
             f"%{{customdata:.1f}} {_('times the median')}<extra></extra>"
         ),
     )
-    longest = max(len(short_name(name)) for name in names)
-    figure.update_layout(margin={"l": 24 + 7 * longest, "r": 16, "t": 12, "b": 40})
+    longest = max(len(_label(name)) for name in names)
+    figure.update_layout(margin={"l": 20 + 6 * longest, "r": 16, "t": 12, "b": 40})
     figure.update_yaxes(
-        autorange="reversed", tickvals=names, ticktext=[short_name(name) for name in names]
+        autorange="reversed", tickvals=names, ticktext=[_label(name) for name in names]
     )
     figure.update_xaxes(title_text=_("input channel"))
     return figure
@@ -164,3 +164,10 @@ def smoothing_chart(
         yaxis2={"domain": [0.0, 0.46], "type": "log", "title": {"text": _("largest weight")}},
     )
     return figure
+
+
+def _label(name: str) -> str:
+    """From the block's number on: ``model.layers.3.mlp.up_proj`` is ``3.mlp.up_proj``."""
+    parts = name.split(".")
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return short_name(name) if number is None else ".".join(parts[number:])
