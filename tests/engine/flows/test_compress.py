@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from workbench import zoo
 from workbench.engine import TrainingSettings, fit
-from workbench.engine.algorithms.selective_prune import is_two_of_four
+from workbench.engine.algorithms.selective_prune import is_two_of_four, selective_mask
 from workbench.engine.files.record import read_record
 from workbench.engine.files.selective_record import read_selective
 from workbench.engine.files.sidecar import read_sidecar
@@ -241,6 +241,22 @@ def test_only_pruned_gives_two_equal_float_files(model: Net, tmp_path: Path, cap
         np.testing.assert_allclose(found, created(X), atol=1e-6)
     mask = read_selective(read_record(paths[1]).prune, source="r")["fc"][1]
     assert torch.equal(mask, created.fc.wts_mask)
+
+
+def test_channels_are_equalised_before_masks_are_chosen(model: Net, tmp_path: Path) -> None:
+    paths = write(tmp_path, QUANT + SELECTIVE)
+    with torch.no_grad():
+        model.bn.weight[:8] *= 2**-6
+        model.bn.bias[:8] *= 2**-6
+    model.eval()
+    plain = create_compressed_retrain_model(model, (X,), *paths, equalize=False)
+    assert torch.equal(plain.c2.weight, model.c2.weight)
+    even = create_compressed_retrain_model(model, (X,), *paths)
+    ratio = even.c2.weight[:, :8] / model.c2.weight[:, :8]
+    assert (ratio < 1).all()
+    found = read_selective(read_record(paths[1]).prune, source="r")["c2"][1]
+    assert torch.equal(found, selective_mask(even.c2.weight, 1))
+    assert torch.equal(found, masked_layers(even)["c2"].wts_mask)
 
 
 def test_options_of_the_record_outlive_an_evaluation(model: Net, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from workbench.engine.flows.prune import (
 )
 from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.flows.qat import report_float_layers, wrapped_like
+from workbench.engine.flows.qat_equalize import equalize as equalize_channels
 from workbench.engine.flows.qat_insert import insert_quantisers
 from workbench.engine.flows.qat_layers import plan_treatment, retrain_layers
 from workbench.engine.flows.qat_save import write_trained
@@ -51,7 +52,7 @@ from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.copying import copy_for_training
 from workbench.engine.graph.folding import plan_folding
 from workbench.engine.graph.sources import input_names as graph_inputs
-from workbench.engine.modules.sparsity.entries import masked_layers
+from workbench.engine.modules.sparsity.entries import masked_layers, selective_entries
 
 log = logging.getLogger("workbench.engine.flows")
 
@@ -64,6 +65,7 @@ def create_compressed_retrain_model(
     *,
     through_layer_norm: bool = False,
     channel_wise_linear: bool = False,
+    equalize: bool = True,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -77,7 +79,7 @@ def create_compressed_retrain_model(
     ``record_file`` gets the pruned part at once; every evaluation after a stretch of training adds
     the factors, and the masks as they are then. ``through_layer_norm``: see
     ``create_prune_retrain_model``. ``channel_wise_linear``: weights of Linear layers get one scale
-    per output.
+    per output. ``equalize``: see ``create_quant_retrain_model``.
 
     Errors: ``TypeError`` for a wrong argument type; ``FileNotFoundError`` for a missing config,
     ``ParseError`` for one that is none, one ``ValueError`` with everything that is wrong in it;
@@ -93,6 +95,7 @@ def create_compressed_retrain_model(
     for name, value in (
         (THROUGH_LAYER_NORM, through_layer_norm),
         (CHANNEL_WISE_LINEAR, channel_wise_linear),
+        ("equalize", equalize),
         ("compat", compat),
     ):
         check_type(function, name, value, bool)
@@ -125,15 +128,20 @@ def create_compressed_retrain_model(
         setattr(created, REPORT, pruned.report)
         captured = _captured_again(created, input_data, config, captured, on_event)
     check(cancel)
-    masks = wrap_selective_layers(created, config.prune.selective())
+    wrap_selective_layers(created, config.prune.selective())
     given = {THROUGH_LAYER_NORM: through_layer_norm, CHANNEL_WISE_LINEAR: channel_wise_linear}
     options = {name: True for name, value in given.items() if value}
     state = _state(message, config_defination, captured, config, compat, record_file, options)
     if state is not None:
         state.pruned = entries
         _quantise(created, state, on_event)
+        if equalize and not compat:
+            equalize_channels(created, captured, state.config, state.treatments)
+            for layer in masked_layers(created).values():
+                layer.choose_mask()
     if is_main_process():
-        write_record(record_file, Record(prune=(*entries, *masks)), warn_if_exists=True)
+        record = Record(prune=(*entries, *selective_entries(created)))
+        write_record(record_file, record, warn_if_exists=True)
         write_sidecar(record_file, Sidecar(compat=compat, options=options))
     return wrapped_like(model, created)
 

@@ -5,7 +5,6 @@ Source: specification chapter 40 section 4.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from workbench.engine.errors import WrongState
 from workbench.engine.files.prune_config import SelectivePrune
-from workbench.engine.files.record import PruneRecord, Record, read_record, write_record
+from workbench.engine.files.record import PruneRecord, read_record, write_record
 from workbench.engine.files.selective_record import read_selective
 from workbench.engine.flows.arguments import check_model, check_path
 from workbench.engine.flows.qat_insert import replace_modules
@@ -68,14 +67,9 @@ def update_prune_record(model: nn.Module, record_file: str) -> None:
     if not entries:
         raise WrongState("the model has no 2:4 layers", where=f"{function}()")
     if is_main_process():
-        write_record(record_file, with_masks(record_file, entries))
-
-
-def with_masks(record_file: str | os.PathLike[str], entries: tuple[PruneRecord, ...]) -> Record:
-    """The record in a file with these 2:4 entries in place of its own."""
-    record = read_record(record_file)
-    others = tuple(entry for entry in record.prune if entry.selective_prune is None)
-    return replace(record, prune=(*others, *entries))
+        record = read_record(record_file)
+        others = tuple(entry for entry in record.prune if entry.selective_prune is None)
+        write_record(record_file, replace(record, prune=(*others, *entries)))
 
 
 def fold_sparsity(model: nn.Module) -> nn.Module:

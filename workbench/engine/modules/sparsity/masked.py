@@ -61,11 +61,16 @@ class MaskedWeight(nn.Module):
 
     @torch.no_grad()
     def choose_mask(self) -> None:
+        """Take the mask of the weight as it is now."""
+        self.wts_mask = selective_mask(self.dense_weight(), self.axis)
+
+    @torch.no_grad()
+    def count_forward(self) -> None:
         """To be called in every forward: counts it, and chooses a mask if it is time."""
         if not self.training or is_exporting():
             return
         if self._since_chosen == 0:
-            self.wts_mask = selective_mask(self.dense_weight(), self.axis)
+            self.choose_mask()
         self._since_chosen = self._position(self._since_chosen + 1)
         self.prune_cur_batch.add_(1)
 

@@ -30,7 +30,7 @@ class SparseCompModule(MaskedWeight, CompModule):
         self.add_mask(sparse.update_freq, sparse.wts_mask if sparse._given else None)
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.choose_mask()
+        self.count_forward()
         return super().forward(input, *args, **kwargs)
 
     def _weight(self) -> Tensor:

@@ -29,7 +29,7 @@ class SparseModule(MaskedWeight):
         self.train(layer.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.choose_mask()
+        self.count_forward()
         # The layer's own forward: its hooks, arguments and arithmetic stay as they are.
         return torch.func.functional_call(
             self.replaced_module, {"weight": self.masked_weight()}, args, kwargs
