@@ -28,6 +28,8 @@ convert(model)
 algorithm_register(name, src_op, quant_op, deploy_op=None)
 create_quant_cali_config(config_file, model, quant_layers=None, config_defination=None)
 create_quant_cali_model(config_file, record_file, model)
+nn.module.quantization.quant_calibration_op.QuantCalibrationOp(record_file,
+    quant_algo_params=None, quant_method='kv_cache_quant')
 create_quant_retrain_config(config_file, model, input_data, config_defination=None)
 create_quant_retrain_model(config_file, model, record_file, input_data)
 restore_quant_retrain_model(config_file, model, record_file, input_data, pth_file,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from workbench.engine.files.key_checks import Field, KeyChecker, one_of
+from workbench.engine.files.key_checks import SWITCH, Field, KeyChecker, one_of
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.flows.arguments import check_type
 from workbench.engine.flows.module_quantize_presets import INT8_MINMAX_WEIGHT_QUANT_CFG
@@ -63,6 +63,14 @@ _OPTIONS = {
         "smooth_strength": Field("float", "a number inside (0, 1)", lambda value: 0 < value < 1)
     },
 }
+_OPTIONAL = {
+    "gptq": {
+        "damping": Field("float", "a number in (0, 1]", lambda value: 0 < value <= 1),
+        "activation_order": SWITCH,
+        "block_size": Field("int", "a whole number above 0", lambda value: value > 0),
+    },
+}
+"""Options that may be left out, all of them."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +269,8 @@ def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] 
         checker.add("", "algorithm", value, allowed)
         return {}
     for name, options in names.items():
+        if name in _OPTIONAL and options is not None:
+            checker.section("", f"algorithm.{name}", options, _OPTIONAL[name])
         if name in _OPTIONS:
             fields = _OPTIONS[name]
             given = {} if options is None else options

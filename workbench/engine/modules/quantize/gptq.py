@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workbench.engine.algorithms.gptq import solve_gptq
+from workbench.engine.algorithms.gptq import GPTQOptions, solve_gptq
 from workbench.engine.algorithms.tokens import InputGram, not_finite
 from workbench.engine.algorithms.weight_formats import QuantizedWeight
 from workbench.engine.errors import WrongValue
@@ -49,7 +49,8 @@ class GPTQuant(ScaledLinear):
 
     def finish(self) -> None:
         assert self._gram is not None
-        result = solve_gptq(self.weight, self._gram.hessian, self.weight_format)
+        options = GPTQOptions(**(self.quant_config.get("algorithm", {}).get("gptq") or {}))
+        result = solve_gptq(self.weight, self._gram.hessian, self.weight_format, options)
         quantized = self.weight_format.quantize(result.weight, result.factors)
         # int4 codes travel as int32; four times less is enough to keep them.
         small = self.wts_type == "int4"
