@@ -59,14 +59,17 @@ def on_grid(x: Tensor, factors: Factors, number_format: ElementFormat) -> Tensor
     scaled = x.detach().float() / factors.scale
     if factors.offset is not None:
         scaled += factors.offset
+    if isinstance(number_format, IntegerFormat):
+        # In place: a large weight is otherwise copied three times.
+        return scaled.round_().clamp_(*int_range(number_format.bits))
     return number_format.round(scaled)
 
 
 def from_grid(levels: Tensor, factors: Factors) -> Tensor:
-    """``(levels - offset) * scale`` in float32."""
+    """``(levels - offset) * scale`` in float32; ``levels`` are used up."""
     if factors.offset is not None:
-        levels = levels - factors.offset
-    return levels * factors.scale
+        levels -= factors.offset
+    return levels.mul_(factors.scale)
 
 
 def fake_quantize(x: Tensor, factors: Factors, number_format: ElementFormat) -> Tensor:
