@@ -794,3 +794,85 @@ def test_an_own_learning_rate_beside_an_optimiser_is_said(
             optimizer=sgd,
         )
     assert "lr=1 is ignored" in caplog.text
+
+
+# --- interruptions, processes ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    golden: nn.Module,
+    golden_file: str,
+    golden_student: nn.Module,
+    in_memory: dict[str, Tensor],
+    tmp_path: Path,
+    cache: Any,
+) -> None:
+    file = tmp_path / "folder" / "distill.pt"
+    options: dict[str, Any] = {"epochs": 2, "keep_best": False, "checkpoint": str(file)}
+
+    def interrupt(event: Event) -> None:
+        # In the middle of the third group.
+        if isinstance(event, DistillStep) and event.group == 2 and event.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            golden,
+            copy.deepcopy(golden_student),
+            golden_file,
+            loader(X),
+            on_event=interrupt,
+            **options,
+        )
+    assert file.is_file()
+    with pytest.raises(RuntimeError, match="another distillation: epochs was 2, is 3"):
+        distill(
+            golden, copy.deepcopy(golden_student), golden_file, loader(X), **options | {"epochs": 3}
+        )
+    # Of the first run only the file is left, as after a SIGKILL.
+    student = copy.deepcopy(golden_student)
+    events: list[Event] = []
+    distill(
+        golden,
+        student,
+        golden_file,
+        loader(X),
+        cache=cache,
+        report=True,
+        on_event=events.append,
+        **options,
+    )
+    assert same(state(student), in_memory, "cur_batch")
+    assert [e.group for e in events if isinstance(e, DistillGroupStarted)] == [2, 3]
+    assert [report["names"][0] for report in student.distill_report_] == ["c1", "c2", "c3", "fc"]
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_damaged_checkpoint(
+    golden: nn.Module, golden_file: str, golden_student: nn.Module, tmp_path: Path
+) -> None:
+    file = tmp_path / "distill.pt"
+    file.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="cannot be read"):
+        distill(golden, golden_student, golden_file, loader(X), checkpoint=str(file))
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Any:
+    store = f"file://{tmp_path}/gloo"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_models_are_unwrapped(
+    one_process: None, golden: nn.Module, golden_file: str, in_memory: dict[str, Tensor]
+) -> None:
+    wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(golden))
+    student = create_distill_model(golden_file, wrapped, EXAMPLE)
+    assert isinstance(student, nn.parallel.DistributedDataParallel)
+    returned = distill(wrapped, student, golden_file, loader(X), epochs=2, keep_best=False)
+    assert returned is student.module
+    # With one process the means over all of them change nothing.
+    assert same(state(returned), in_memory, "cur_batch")

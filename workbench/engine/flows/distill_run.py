@@ -6,12 +6,10 @@ Source: specification chapter 50 sections 8, 9 and 12, with D3 to D5, D12, D13 a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -19,8 +17,9 @@ from torch.utils.data import DataLoader
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
+from workbench.engine.files.atomic import ensure_writable
 from workbench.engine.files.distill_config import DistillConfig, read_distill_config
-from workbench.engine.flows.arguments import check_model, check_type
+from workbench.engine.flows.arguments import check_model, check_path, check_type
 from workbench.engine.flows.distill_blocks import (
     BlockSource,
     CapturedBlocks,
@@ -30,6 +29,13 @@ from workbench.engine.flows.distill_blocks import (
     calibrate,
     keep_model_batch,
     model_batch,
+)
+from workbench.engine.flows.distill_checkpoint import GroupCheckpoint
+from workbench.engine.flows.distill_models import (
+    average_clips,
+    in_eval_mode,
+    require_equal_lengths,
+    written_back,
 )
 from workbench.engine.flows.distill_optimiser import Rates, trainable
 from workbench.engine.flows.distill_sample import (
@@ -47,7 +53,6 @@ from workbench.engine.flows.distill_student import (
 from workbench.engine.flows.distill_training import GroupReport, GroupSettings, GroupTraining
 from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.flows.qat_state import unwrapped
-from workbench.engine.modules.qat.quantisers import mean_over_ranks
 
 log = logging.getLogger("workbench.engine.flows.distill")
 
@@ -72,6 +77,7 @@ def distill(
     cache_budget_mb: int = 1024,
     keep_best: bool = True,
     report: bool = False,
+    checkpoint: str | None = None,
     compat: bool | None = None,
     seed: int = 0,
     on_event: OnEvent | None = None,
@@ -89,7 +95,9 @@ def distill(
     ``cache_budget_mb``, then files in a fresh folder under ``cache_dir``; ``none`` computes it anew
     for each step. It is gone afterwards, whatever happens. ``keep_best``: a group is left in its
     best state after any epoch, or as it was before. ``report`` stores what became of each group in
-    ``student.distill_report_``. ``compat``: weights are written back at every forward and all
+    ``student.distill_report_``. ``checkpoint`` names a file that holds the student after each
+    finished group: the same call, after an interruption, goes on from there to the same result, and
+    removes it at the end. ``compat``: weights are written back at every forward and all
     learns as in the reference; None is what the configuration was created with.
 
     Both models run in eval mode; their flags are restored, and the teacher is not changed. A cancel
@@ -112,6 +120,9 @@ def distill(
     check_type(function, "sample_instance", sample_instance, DistillSampleBase, optional=True)
     check_type(function, "loss", loss, nn.Module, optional=True)
     check_type(function, "optimizer", optimizer, Optimizer, optional=True)
+    if checkpoint is not None:
+        check_path(function, "checkpoint", checkpoint)
+        ensure_writable(checkpoint)
     _check_values(epochs, lr, cache, cache_budget_mb)
     if optimizer is not None and lr != _DEFAULT_LR:
         log.warning("lr=%s is ignored: the optimizer's own learning rate is used", lr)
@@ -127,6 +138,17 @@ def distill(
     compat = resolve_compat(config_file, compat)
     if student.training:
         log.warning("the student is in training mode; it is distilled in eval mode")
+    settings = GroupSettings(
+        epochs=int(epochs),
+        loss=loss or nn.MSELoss(),
+        rates=Rates(float(lr), optimizer, compat),
+        keep_best=keep_best,
+        joint=isinstance(compress_model, DistributedDataParallel),
+        seed=seed,
+    )
+    progress = None
+    if checkpoint is not None:
+        progress = GroupCheckpoint(checkpoint, _identity(config, settings))
     run = _Run(
         teacher,
         student,
@@ -136,18 +158,16 @@ def distill(
             cache_dir=cache_dir,
             budget=cache_budget_mb << 20,
             sampler=sample_instance or ModelSingleTensorInput(),
-            joint=isinstance(compress_model, DistributedDataParallel),
         ),
         on_event,
         cancel,
     )
     with ExitStack() as stack:
-        stack.enter_context(_in_eval_mode(teacher))
-        stack.enter_context(_in_eval_mode(student))
+        stack.enter_context(in_eval_mode(teacher))
+        stack.enter_context(in_eval_mode(student))
         if compat:
-            stack.enter_context(_written_back(student))
-        rates = Rates(float(lr), optimizer, compat)
-        reports = run.train(train_loader, int(epochs), loss, rates, keep_best, seed)
+            stack.enter_context(written_back(student))
+        reports = run.train(train_loader, settings, progress)
     _log_total(reports)
     if report:
         object.__setattr__(student, "distill_report_", [asdict(one) for one in reports])
@@ -160,7 +180,6 @@ class _Options:
     cache_dir: str | None
     budget: int
     sampler: DistillSampleBase
-    joint: bool
 
 
 class _Run:
@@ -190,30 +209,35 @@ class _Run:
     def train(
         self,
         loader: DataLoader[Any],
-        epochs: int,
-        loss: nn.Module | None,
-        rates: Rates,
-        keep_best: bool,
-        seed: int,
+        settings: GroupSettings,
+        checkpoint: GroupCheckpoint | None,
     ) -> list[GroupReport]:
         self._check_groups()
-        chains, joint = self._chains, self._options.joint
+        student = self._chains.student_model
         try:
             source, batches = self._capture(loader)
-            if joint:
-                _require_equal_lengths(batches, chains.device)
-            count = self._config.batch_num
-            calibrate(
-                chains.student_model, self._store, batches, count, self._on_event, self._cancel
-            )
-            if joint:
-                _average_clips(chains.student_model)
-            settings = GroupSettings(
-                batches, epochs, loss or nn.MSELoss(), rates, keep_best, joint, seed
-            )
-            return [self._group(group, source, settings) for group in range(len(chains.names))]
+            if settings.joint:
+                require_equal_lengths(batches, self._chains.device)
+            reports = [] if checkpoint is None else checkpoint.load(student)
+            if not reports:
+                self._calibrate(batches, settings.joint)
+            self._forget(len(reports))
+            settings = replace(settings, batches=batches)
+            for group in range(len(reports), len(self._chains.names)):
+                reports.append(self._group(group, source, settings))
+                if checkpoint is not None:
+                    checkpoint.save(student, reports, self._on_event)
+            if checkpoint is not None:
+                checkpoint.remove()
+            return reports
         finally:
             self._store.close()
+
+    def _calibrate(self, batches: int, joint: bool) -> None:
+        student, count = self._chains.student_model, self._config.batch_num
+        calibrate(student, self._store, batches, count, self._on_event, self._cancel)
+        if joint:
+            average_clips(student)
 
     def _group(self, group: int, source: BlockSource, settings: GroupSettings) -> GroupReport:
         training = GroupTraining(
@@ -264,6 +288,7 @@ class _Run:
                 size = captured.capture(model_batch(self._store, batches), first=not batches)
                 if not batches and not self._room_for(size * total):
                     captured = None
+                    self._forget(len(self._chains.names))
             batches += 1
             emit(self._on_event, Progress("capture", batches, total))
         if not batches:
@@ -279,7 +304,7 @@ class _Run:
     def _room_for(self, size: int) -> bool:
         """Whether the block data of all batches shall be kept, by what those of the first take."""
         if self._options.cache == "none":
-            return self._forget()
+            return False
         beyond = size - (self._options.budget if self._options.cache == "auto" else 0)
         if self._options.cache == "memory" or beyond <= 0:
             return True
@@ -296,13 +321,28 @@ class _Run:
         message = f"Block data is computed anew for each step: {need}."
         log.warning(message)
         emit(self._on_event, Notice(message))
-        return self._forget()
+        return False
 
-    def _forget(self) -> bool:
-        for group in range(len(self._chains.names)):
+    def _forget(self, groups: int) -> None:
+        """Drop what the first ``groups`` groups read and give."""
+        for group in range(groups):
             for role in ("input", "target"):
                 self._store.drop(f"{group} {role}")
-        return False
+
+
+def _identity(config: DistillConfig, settings: GroupSettings) -> dict[str, Any]:
+    """What the result depends on, for a checkpoint; models and data are the caller's to keep."""
+    template = settings.rates.template
+    return {
+        "configuration": config.to_json(),
+        "epochs": settings.epochs,
+        "lr": settings.rates.lr,
+        "loss": type(settings.loss).__name__,
+        "optimizer": "" if template is None else f"{type(template).__name__} {template.defaults}",
+        "keep_best": settings.keep_best,
+        "compat": settings.rates.compat,
+        "seed": settings.seed,
+    }
 
 
 def _check_values(epochs: int, lr: float, cache: str, cache_budget_mb: int) -> None:
@@ -332,53 +372,6 @@ def _length(loader: DataLoader[Any]) -> int:
             hint="Its data set is empty, or smaller than a batch with drop_last=True.",
         )
     return length
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Quantised layers bring the scales in their state up to date (D11).
-        model.eval()
-        for module, training in flags:
-            module.training = training
-
-
-@contextmanager
-def _written_back(student: nn.Module) -> Iterator[None]:
-    """The reference's weight write-back: what a forward used replaces the weight (D1)."""
-
-    def write(module: Any, args: Any, output: Any) -> None:
-        with torch.no_grad():
-            module.weight.copy_(module.quantise_weight("wts_", module.weight))
-
-    handles = [layer.register_forward_hook(write) for layer in student_layers(student).values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _require_equal_lengths(batches: int, device: torch.device) -> None:
-    count = torch.tensor([batches, batches**2], dtype=torch.float64, device=device)
-    mean, squares = mean_over_ranks(count).tolist()
-    if squares - mean**2 > 1e-9 * squares:
-        raise WrongState(
-            f"the processes read different numbers of batches; this one {batches}",
-            where="train_loader",
-            hint="Use a DistributedSampler, which gives every process as many.",
-        )
-
-
-@torch.no_grad()
-def _average_clips(student: nn.Module) -> None:
-    for layer in student_layers(student).values():
-        for clip in layer.clips("acts_"):
-            clip.copy_(mean_over_ranks(clip.detach()))
 
 
 def _log_total(reports: list[GroupReport]) -> None:

@@ -50,10 +50,10 @@ class GroupReport:
 class GroupSettings:
     """How every group is trained; ``batches`` of them an epoch, in an order drawn from ``seed``."""
 
-    batches: int
     epochs: int
     loss: nn.Module
     rates: Rates
+    batches: int = 0
     keep_best: bool = True
     joint: bool = False
     seed: int = 0
