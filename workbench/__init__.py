@@ -28,17 +28,20 @@ def open(
     data: Iterable[Any] | None = None,
     metric: str | Callable[..., float] | None = None,
     project: str | Path | None = None,
+    *,
+    train: Iterable[Any] | str | None = None,
 ) -> Session:
     """Open a model or a project for work in this process: a notebook or a script.
 
     ``source``: the name of an example (``workbench.zoo.names()``), an ``nn.Module`` or an existing
     project folder. ``data``: a loader whose batches are inputs or (inputs, labels); an example
     brings its own. ``metric``: a name or ``function(model, batches)``, higher is better.
-    ``project``: the folder that keeps everything (default ``runs/<name>``).
+    ``project``: the folder that keeps everything (default ``runs/<name>``). ``train``: a loader
+    of training batches, with labels or without; an example brings its own.
     """
     from workbench.studio import open_session
 
-    session = open_session(source, data, metric, project, in_process=True)
+    session = open_session(source, data, metric, project, in_process=True, train=train)
     # A session knows nothing of the windows onto it, so the notebook's is attached from here.
     setattr(session, "widget", functools.partial(_widget, weakref.ref(session)))  # noqa: B010
     if _in_notebook():

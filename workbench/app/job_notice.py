@@ -18,6 +18,7 @@ def job_title(kind: str) -> str:
         "analyse": _("Analysing"),
         "inspect": _("Comparing"),
         "search": _("Searching"),
+        "train": _("Training"),
         "evaluate": _("Evaluating"),
         "export": _("Exporting"),
     }.get(kind, kind)

@@ -20,7 +20,7 @@ from workbench.charts.sensitivity import bar_states
 from workbench.studio.columns import OPTIONS
 from workbench.studio.session import Session
 
-TICKS = ("quant_enable", "channel_wise")
+TICKS = ("quant_enable", "retrain_enable", "channel_wise")
 BITS = ("act_bits", "wts_bits")
 CHOSEN = "selected"
 MENUS = ("act_algo", "wts_algo", "act_bits", "wts_bits", "dmq")
@@ -44,6 +44,7 @@ def titles() -> dict[str, str]:
         "parameters": _("params"),
         "mac_share": _("MACs"),
         "quant_enable": _("quant"),
+        "retrain_enable": _("train"),
         "channel_wise": _("per ch."),
         "act_algo": _("act"),
         "wts_algo": _("wts"),
@@ -59,8 +60,9 @@ def titles() -> dict[str, str]:
 
 WIDTHS = {
     CHOSEN: 38, "name": 184, "type": 84, "shape": 86, "parameters": 66, "mac_share": 60,
-    "quant_enable": 58, "channel_wise": 64, "act_algo": 62, "wts_algo": 56, "act_bits": 50,
-    "wts_bits": 52, "dmq": 54, "error": 78, "sqnr": 70, "state": 116, "reason": 150,
+    "quant_enable": 58, "retrain_enable": 54, "channel_wise": 64, "act_algo": 62, "wts_algo": 56,
+    "act_bits": 50, "wts_bits": 52, "dmq": 54, "error": 78, "sqnr": 70, "state": 116,
+    "reason": 150,
 }  # fmt: skip
 
 
@@ -88,6 +90,7 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
         "parameters": [formats.count(value) for value in shown["parameters"].tolist()],
         "mac_share": [f"{100 * share:.1f} %" for share in shown["mac_share"].tolist()],
         "quant_enable": shown["quant_enable"].to_numpy(dtype=bool),
+        "retrain_enable": shown["retrain_enable"].to_numpy(dtype=bool),
         "channel_wise": shown["channel_wise"].to_numpy(dtype=bool),
         "act_algo": [SHORT.get(x, x) for x in shown["act_algo"]],
         "wts_algo": [SHORT.get(x, x) for x in shown["wts_algo"]],
@@ -113,6 +116,8 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
 
 def menu(column: str) -> dict[str, Any]:
     """Label to value of a column's menu."""
+    if column == "retrain_enable":
+        return {_("train"): True, _("do not train"): False}
     if column == "dmq":
         return {NO_DMQ: 0.0, **{f"{strength:g}": strength for strength in STRENGTHS}}
     return {SHORT.get(str(value), str(value)): value for value in OPTIONS[column]}

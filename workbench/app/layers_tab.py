@@ -101,6 +101,7 @@ class LayersTab(View):
         )
         self.bulk = [
             inspect,
+            self._menu(_("train"), "retrain_enable"),
             self._menu(_("act"), "act_algo"),
             self._menu(_("wts"), "wts_algo"),
             self._menu(_("act bits"), "act_bits"),

@@ -25,6 +25,7 @@ from workbench.app.search_settings import SearchSettings
 from workbench.app.search_tab import SearchTab
 from workbench.app.style import THEME, page_sx
 from workbench.app.topbar import TopBar
+from workbench.app.train_tab import TrainTab
 from workbench.app.view import View
 from workbench.app.window import WindowState
 from workbench.studio.session import Session
@@ -52,12 +53,20 @@ class WorkbenchPage(View):
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
         self.parts = [self.topbar, self.actions, self.script]
-        # A tab is built when it is first looked at: all six would double the first paint.
-        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(6)]
+        # A tab is built when it is first looked at: all seven would double the first paint.
+        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(7)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
         self.tabs = pmui.Tabs(
             *zip(
-                [_("Model"), _("Layers"), _("Inspect"), _("Search"), _("Export"), _("Code")],
+                [
+                    _("Model"),
+                    _("Layers"),
+                    _("Inspect"),
+                    _("Search"),
+                    _("Train"),
+                    _("Export"),
+                    _("Code"),
+                ],
                 self._places,
                 strict=True,
             ),
@@ -121,6 +130,10 @@ class WorkbenchPage(View):
         return self._part(SearchTab(self.session, self.window, self.settings))
 
     @cached_property
+    def train(self) -> TrainTab:
+        return self._part(TrainTab(self.session, self.window))
+
+    @cached_property
     def export(self) -> ExportTab:
         return self._part(ExportTab(self.session, self.window))
 
@@ -136,7 +149,7 @@ class WorkbenchPage(View):
         """Put the tab in front into its place, if it was never there."""
         place = self._places[self.window.tab]
         if not len(place):
-            names = ("model", "layers", "inspect", "search", "export", "code")
+            names = ("model", "layers", "inspect", "search", "train", "export", "code")
             name = names[self.window.tab]
             place.append(getattr(self, name))
 

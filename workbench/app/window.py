@@ -8,7 +8,7 @@ import param
 
 from workbench.charts import QUANTITIES
 
-MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, EXPORT_TAB, CODE_TAB = range(6)
+MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, TRAIN_TAB, EXPORT_TAB, CODE_TAB = range(7)
 
 
 class WindowState(param.Parameterized):

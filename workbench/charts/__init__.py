@@ -12,20 +12,29 @@ from workbench.charts.sensitivity import (
     Quantity,
     sensitivity_chart,
 )
+from workbench.charts.training import clip_chart, loss_chart, metric_chart, rate_chart
+from workbench.charts.transformer import outlier_chart, smoothing_chart, weight_error_chart
 
 __all__ = [
     "QUANTITIES",
     "Quantity",
     "bracket_strip",
+    "clip_chart",
     "comparison_frame",
     "error_chart",
     "layer_histogram_chart",
+    "loss_chart",
+    "metric_chart",
     "module_chart",
+    "outlier_chart",
     "output_scatter",
     "pareto_chart",
+    "rate_chart",
     "search_chart",
     "sensitivity_chart",
+    "smoothing_chart",
     "stage_strip",
+    "weight_error_chart",
     "weight_range_chart",
     "worst_chart",
 ]

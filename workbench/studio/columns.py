@@ -6,7 +6,13 @@ import math
 from typing import Any
 
 from workbench.engine.errors import WrongType, WrongValue
-from workbench.engine.files.layer_rules import int16_obstacle, rules_for, weight_bits_obstacle
+from workbench.engine.files.layer_rules import (
+    RECURRENT,
+    int16_obstacle,
+    rules_for,
+    weight_bits_obstacle,
+)
+from workbench.engine.files.retrain_rules import RETRAIN_TYPES
 from workbench.engine.graph.layers import LayerInfo
 
 FLAGS = ("quant_enable", "retrain_enable")
@@ -84,10 +90,17 @@ def _number(column: str, value: Any) -> float:
     return number
 
 
+def trainable(layer: LayerInfo) -> bool:
+    """Whether quantisation-aware training handles a layer."""
+    return layer.eligible and layer.type in RETRAIN_TYPES and layer.type not in RECURRENT
+
+
 def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     """Why a layer cannot have ``value`` in ``column``; empty if it can."""
     if not layer.eligible:
         return layer.reason or "the layer cannot be quantised"
+    if column == "retrain_enable" and value and not trainable(layer):
+        return f"a {layer.type} cannot be trained for quantisation; it stays float in a training"
     if column == "channel_wise" and value and not layer.channel_wise:
         return f"{layer.type} has one weight scale for all channels"
     if column in ("wts_algo", "wts_bits") and not layer.has_weight:

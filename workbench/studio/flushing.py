@@ -47,6 +47,11 @@ class ProjectFiles:
             write_whole(self._project.log_path, script)
             self._written = revision
 
+    def outdated(self) -> None:
+        """What the files say has changed without an edit: a training has come to its end."""
+        self._written = -1
+        self.edited()
+
     def edited(self) -> None:
         self._edited_at = time.monotonic()
 

@@ -15,6 +15,7 @@ from workbench.studio.project import Project
 from workbench.studio.state import Change, JobState
 from workbench.studio.store import Cells
 from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements, with_pins
+from workbench.studio.training_state import TrainingFollower
 
 if TYPE_CHECKING:
     from workbench.engine.graph.layers import LayerInfo
@@ -29,6 +30,7 @@ class Follower:
     def __init__(self, project: Project) -> None:
         self._store = project.store
         self.figures = Figures(project)
+        self._training = TrainingFollower(project)
         self.infos: list[LayerInfo] = []
         self.row_of: dict[str, int] = {}
         self._measured: dict[tuple[str, str], Measurement] = {}
@@ -122,4 +124,4 @@ class Follower:
                 updates["layers"] = with_pins(updates.get("layers", table), value)
             else:
                 updates[key] = value
-        return updates
+        return updates | self._training.updates()

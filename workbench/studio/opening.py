@@ -7,14 +7,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
 from workbench.studio import jobtable
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.project import (
+    MODEL_FILES,
     DataSpec,
     Project,
     ProjectSettings,
     SourceSpec,
+    TrainSpec,
     is_project,
     safe_name,
 )
@@ -40,14 +42,17 @@ def open_session(
     threads: int | None = None,
     seed: int = 0,
     wait: bool | None = None,
+    train: Any = None,
 ) -> Session:
     """Open a model or a project.
 
-    ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, ``package.module:factory``
-    (where code is allowed), or an existing project folder. ``data``: a loader whose batches are
-    inputs or (inputs, labels), a mapping with ``calibration`` and ``evaluation`` loaders, or the
-    path of an ``.npz``.
-    ``metric``: ``top1``, ``psnr``, ``cosine``, ``package.module:function``, or a function
+    ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, an exported program (``.pt2``)
+    or ONNX file, ``package.module:factory`` (where code is allowed), or an existing project folder.
+    ``data``: a loader whose batches are inputs or (inputs, labels), a mapping with ``calibration``
+    and ``evaluation`` loaders, or the path of an ``.npz``. ``train``: training data, a loader whose
+    batches are inputs or (inputs, labels), the path of an ``.npz``, or ``package.module:loader``;
+    an example has its own, and without any a training learns from the calibration data.
+    ``metric``: ``top1``, ``top5``, ``psnr``, ``cosine``, ``package.module:function``, or a function
     ``metric(model, batches) -> float`` where higher is better. ``project``: the folder to keep all
     in (default ``runs/<name>``); one that exists is continued.
 
@@ -64,7 +69,7 @@ def open_session(
         opened = Project.open(source)
     else:
         settings, live = _settings(
-            source, data, metric, calibration_batches, batch_size, threads, seed
+            source, data, metric, calibration_batches, batch_size, threads, seed, train
         )
         if live is not None and not in_process:
             raise WrongState(
@@ -94,18 +99,29 @@ def _settings(
     batch_size: int | None,
     threads: int | None,
     seed: int,
+    train: Any = None,
 ) -> tuple[ProjectSettings, LiveSource | None]:
     spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
     name, function = _metric_name(metric)
+    train_spec = _train_spec(train)
     threads = threads or _default_threads()
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         kind = _source_kind(text)
+        if kind in MODEL_FILES:
+            text = str(Path(text).expanduser().absolute())
         data_spec = _data_spec(data, spec, kind, text)
-        title = safe_name(text.rsplit(":", 1)[-1])
+        title = safe_name(Path(text).stem if kind in MODEL_FILES else text.rsplit(":", 1)[-1])
         settings = ProjectSettings(
-            title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed
-        )
+            title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed,
+            train=train_spec,
+        )  # fmt: skip
+        if train_spec.kind == "live":
+            raise WrongType(
+                "a loader as training data needs a model object as source",
+                where="train",
+                hint="Name it as package.module:loader, or pass the model itself.",
+            )
         if function is not None:
             raise WrongType(
                 "a function as metric needs a model object as source",
@@ -134,9 +150,10 @@ def _settings(
         dataset = cut(data, source, spec)
         data_spec = DataSpec("stored", "", spec.batch_size, len(dataset.calibration))
     settings = ProjectSettings(
-        safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads, seed=seed
-    )
-    return settings, LiveSource(source, dataset, function)
+        safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads, seed=seed,
+        train=train_spec,
+    )  # fmt: skip
+    return settings, LiveSource(source, dataset, function, _live_train(train))
 
 
 def _source_kind(text: str) -> str:
@@ -147,8 +164,10 @@ def _source_kind(text: str) -> str:
     if text in zoo.names():
         return "zoo"
     suffix = Path(text).suffix.lower()
-    if suffix in (".pt2", ".onnx"):
-        raise refuse(suffix[1:])
+    if suffix[1:] in MODEL_FILES:
+        if not Path(text).expanduser().is_file():
+            raise MissingFile("there is no such file", where=text, hint="Check the path.")
+        return suffix[1:]
     if suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt"):
         raise WrongValue(
             f"{text} holds pickled objects, which are not opened as a model",
@@ -196,6 +215,27 @@ def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
     )
 
 
+def _train_spec(train: Any) -> TrainSpec:
+    if train is None:
+        return TrainSpec()
+    if not isinstance(train, str | os.PathLike):
+        return TrainSpec("live", safe_name(type(train).__name__))
+    text = os.fspath(train)
+    if text.lower().endswith(".npz"):
+        return TrainSpec("npz", str(Path(text).expanduser().absolute()))
+    if re.fullmatch(r"[\w.]+:[\w.]+", text):
+        return TrainSpec("python", text)
+    raise WrongValue(
+        f"{text!r} is no training data",
+        where="train",
+        hint="Allowed: a loader, an .npz file, or package.module:loader where code is allowed.",
+    )
+
+
+def _live_train(train: Any) -> Any:
+    return None if isinstance(train, str | os.PathLike) else train
+
+
 def _metric_name(metric: Any) -> tuple[str, Any]:
     if metric is None:
         return "", None
@@ -229,6 +269,8 @@ def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
     changes: dict[str, Any] = {}
     if old.data != settings.data:
         changes["data"] = settings.data
+    if settings.train.kind != "none" and old.train != settings.train:
+        changes["train"] = settings.train
     if settings.metric and old.metric != settings.metric:
         changes["metric"] = settings.metric
     if changes and not opened.read_only:

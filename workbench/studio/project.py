@@ -20,7 +20,17 @@ TOML_NAME = "project.toml"
 STORE_NAME = "project.sqlite"
 SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "none")
 DATA_KINDS = ("zoo", "stored", "npz", "python", "none")
+TRAIN_KINDS = ("zoo", "live", "npz", "python", "none")
 MAX_NAME = 200
+
+MODEL_FILES: Mapping[str, tuple[str, str]] = {
+    "pt2": ("workbench.engine.graph.pt2_model", "load_exported_program"),
+    "onnx": ("workbench.engine.graph.onnx_model", "load_onnx_model"),
+}
+"""Files by their suffix: the function that reads one without running anything in it.
+
+Named, not imported: a server that only shows tables never loads torch.
+"""
 
 _UNSAFE = re.compile(r"[^\w.\- ]+", re.UNICODE)
 
@@ -46,6 +56,17 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class TrainSpec:
+    """Where training data comes from; kind none: an example's own, else the calibration data.
+
+    A live loader is known by its name only: it cannot be kept.
+    """
+
+    kind: str = "none"
+    name: str = ""
+
+
+@dataclass(frozen=True)
 class ProjectSettings:
     """Everything in ``project.toml``. ``metric`` is empty for the default one.
 
@@ -58,6 +79,7 @@ class ProjectSettings:
     metric: str = ""
     threads: int = 1
     seed: int = 0
+    train: TrainSpec = TrainSpec()
 
 
 class Project:
@@ -148,6 +170,20 @@ class Project:
     def record_path(self) -> Path:
         return self.folder / "ptq.record.txt"
 
+    def config_of(self, method: str) -> Path:
+        """The configuration of a flow: ``ptq.json``, ``qat.json``, ``distill.json``."""
+        return self.folder / f"{method}.json"
+
+    def record_of(self, method: str) -> Path:
+        return self.folder / f"{method}.record.txt"
+
+    def weights_of(self, method: str) -> Path:
+        """The weights that a training ended with, as a torch state dict."""
+        return self.folder / f"{method}.pth"
+
+    def checkpoints_of(self, method: str) -> Path:
+        return self.folder / "checkpoints" / method
+
     @property
     def log_path(self) -> Path:
         return self.folder / "log.py"
@@ -227,6 +263,7 @@ def read_settings(path: Path) -> ProjectSettings:
         )
     source = _table(data, "source", where)
     dataset = _table(data, "data", where)
+    train = _table(data, "train", where)
     metric = _table(data, "metric", where)
     run = _table(data, "run", where)
     name = data.pop("name", path.parent.name)
@@ -248,8 +285,10 @@ def read_settings(path: Path) -> ProjectSettings:
         metric=metric.pop("name", ""),
         threads=run.pop("threads", 1),
         seed=run.pop("seed", 0),
+        train=TrainSpec(kind=train.pop("kind", "none"), name=train.pop("name", "")),
     )
-    for prefix, table in (("source", source), ("data", dataset), ("metric", metric), ("run", run)):
+    tables = {"source": source, "data": dataset, "train": train, "metric": metric, "run": run}
+    for prefix, table in tables.items():
         _nothing_left(table, prefix, where)
     check_settings(settings, where=where)
     return settings
@@ -265,6 +304,8 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
         ("source.weights", source.weights),
         ("data.kind", data.kind),
         ("data.name", data.name),
+        ("train.kind", settings.train.kind),
+        ("train.name", settings.train.name),
         ("metric.name", settings.metric),
     ):
         if not isinstance(value, str):
@@ -289,6 +330,11 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
         raise WrongValue(
             f"data.kind is {data.kind!r}; allowed: {', '.join(DATA_KINDS)}", where=where
         )
+    if settings.train.kind not in TRAIN_KINDS:
+        raise WrongValue(
+            f"train.kind is {settings.train.kind!r}; allowed: {', '.join(TRAIN_KINDS)}",
+            where=where,
+        )
     if not isinstance(source.arguments, Mapping):
         raise WrongType("source.arguments must be a table", where=where)
     try:
@@ -311,6 +357,9 @@ def to_toml(settings: ProjectSettings) -> str:
     lines += ["", "[data]", f"kind = {_quote(data.kind)}", f"name = {_quote(data.name)}"]
     lines += [f"batch_size = {data.batch_size}"]
     lines += [f"calibration_batches = {data.calibration_batches}"]
+    if settings.train.kind != "none":
+        lines += ["", "[train]", f"kind = {_quote(settings.train.kind)}"]
+        lines += [f"name = {_quote(settings.train.name)}"]
     lines += ["", "[metric]", f"name = {_quote(settings.metric)}"]
     lines += ["", "[run]", f"threads = {settings.threads}", f"seed = {settings.seed}", ""]
     return "\n".join(lines)

@@ -16,12 +16,15 @@ from workbench.engine.events import (
     LayerMeasured,
     Progress,
     RankingKnown,
+    TrainStep,
     TrialFinished,
     TrialStarted,
 )
 from workbench.studio import jobtable
 from workbench.studio.measurements import write_measurements
 from workbench.studio.store import Store, put_meta
+from workbench.studio.training_feed import EVENTS as TRAINING_EVENTS
+from workbench.studio.training_feed import TrainingFeed
 
 FLUSH_SECONDS = 0.2
 BEAT_SECONDS = 0.1
@@ -51,6 +54,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._measured: dict[str, LayerMeasured] = {}
         self._meta: dict[str, Any] = {}
+        self._training = TrainingFeed()
         self._dirty = False
         self.cancelling = False
         self.settings: dict[str, str] | None = None
@@ -90,6 +94,11 @@ class Reporter:
                 total = event.total or self._steps
                 if total:
                     self._fraction = min(1.0, event.done / total)
+            elif isinstance(event, TRAINING_EVENTS):
+                self._training.add(event)
+                if isinstance(event, TrainStep):
+                    self._fraction = event.step / event.steps if event.steps else 0.0
+                    self._message = f"step {event.step} of {event.steps}: loss {event.loss:.4f}"
             else:
                 self._keep(event)
             due = time.monotonic() - self._last >= FLUSH_SECONDS
@@ -108,15 +117,17 @@ class Reporter:
         elif isinstance(event, TrialFinished) and event.metric is not None:
             self._message = f"trial {event.trial}: metric {event.metric:.4f}"
 
-    def flush(self) -> None:
-        """Write what has come in since the last time, in one transaction."""
+    def flush(self, *, final: bool = False) -> None:
+        """Write what has come in since the last time, in one transaction; ``final``: all of it."""
         with self._lock:
-            if not self._dirty:
+            if not self._dirty and not final:
                 return
             self._dirty = False
             self._last = time.monotonic()
             now = time.time()
             events = self._events
+            for event in self._training.take(everything=final):
+                events.append((type(event).__name__, _payload(event), now))
             events += [("LayerMeasured", _payload(m), now) for m in self._measured.values()]
             if self._progress is not None:
                 events.append(("Progress", _payload(self._progress), now))

@@ -141,6 +141,7 @@ def read_exports(value: Any) -> ExportResult | None:
             ExportedFile(**file) for file in value["files"] if str(file["path"]).endswith(".onnx")
         ),
         parity=tuple(ParityLine(**line) for line in value["parity"]),
+        method=str(value.get("method", "ptq")),
     )
 
 

@@ -15,6 +15,7 @@ from workbench.studio.reporter import Heart, Reporter, trim_events
 from workbench.studio.searching import search
 from workbench.studio.state import ErrorText
 from workbench.studio.tasks import Run, Task, analyse, evaluate, export, open_model
+from workbench.studio.training import train
 from workbench.studio.workspace import Workspace, threads
 
 TASKS: dict[str, Task] = {
@@ -22,6 +23,7 @@ TASKS: dict[str, Task] = {
     "analyse": analyse,
     "inspect": inspect,
     "search": search,
+    "train": train,
     "evaluate": evaluate,
     "export": export,
 }
@@ -48,7 +50,7 @@ def run_job(workspace: Workspace, job: int, kind: str, args: Mapping[str, Any]) 
             level = logging.INFO if expected else logging.WARNING
             log.log(level, "job %d (%s) failed", job, kind, exc_info=problem)
     try:
-        reporter.flush()
+        reporter.flush(final=True)
         trim_events(store)
     finally:
         jobtable.finish(store, job, state, error)

@@ -14,9 +14,10 @@ import pandas as pd
 
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
-from workbench.studio.project import Project, safe_name
+from workbench.studio.project import MODEL_FILES, Project, safe_name
 from workbench.studio.search_script import IMPORTS as SEARCH_IMPORTS
 from workbench.studio.search_script import Option, search_lines
+from workbench.studio.training_script import training_lines
 
 if TYPE_CHECKING:
     from workbench.studio.figures import Figures
@@ -37,11 +38,12 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     name = safe_name(settings.name)
     options = changed_options(table, figures)
     search = search_lines(project, figures, options)
+    training = training_lines(project, table, options)
     imports = ["import json"] if options else []
     imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]
     imports += ["import workbench.engine as engine"]
-    imports += [line for line in SEARCH_IMPORTS[1:] if search]
+    imports += [line for line in SEARCH_IMPORTS[1:] if search or training]
     source_imports, source_lines = _source(project, figures.batch_num)
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
@@ -64,6 +66,7 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         "for batch in batches:",
         "    calibration(*batch)",
         f"engine.save_model(graph, record, str(out / {name!r}))",
+        *training,
     ]
     return "\n".join(lines) + "\n"
 
@@ -96,10 +99,11 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         imports.append(f"import {module}")
         arguments = ", ".join(f"{key}={value!r}" for key, value in source.arguments.items())
         lines.append(f"model = {module}.{attribute}({arguments}).eval()")
-    elif source.kind == "pt2":
-        imports.append("from workbench.engine.graph.pt2_model import load_exported_program")
+    elif source.kind in MODEL_FILES:
+        module, function = MODEL_FILES[source.kind]
+        imports.append(f"from {module} import {function}")
         path = str(project.folder / Path(source.name).expanduser())
-        lines.append(f"model = load_exported_program({path!r})")
+        lines.append(f"model = {function}({path!r})")
     else:
         imports.append("from safetensors.torch import load_file")
         lines += [

@@ -33,8 +33,8 @@ def search_lines(project: Project, figures: Figures, options: Sequence[Option]) 
         f"{key}={asked[key]!r}" for key in ("max_loss", "strategy", "sensitivity")
     )
     lines = [
-        *_open_lines(project),
-        *_option_lines(options),
+        *open_lines(project, "search"),
+        *option_lines(options),
         *_pin_lines(as_pins(asked.get("pins"))),
         f"session.auto_calibrate({arguments})",
         'skip = session.layers.query("eligible and not quant_enable")["name"].tolist()',
@@ -43,7 +43,8 @@ def search_lines(project: Project, figures: Figures, options: Sequence[Option]) 
     return [head, *(f"    {line}" for line in lines)]
 
 
-def _open_lines(project: Project) -> list[str]:
+def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[str]:
+    """Statements that open the project's model and data again, in ``folder`` of ``out``."""
     settings = project.settings
     source, data = settings.source, settings.data
     lines: list[str] = []
@@ -69,13 +70,14 @@ def _open_lines(project: Project) -> list[str]:
     elif settings.metric:
         lines.append(f"metric = ...  # fill in: the function {settings.metric}")
         arguments.append("metric=metric")
-    arguments += ['project=out / "search"', f"threads={settings.threads}"]
+    arguments += [*more, f'project=out / "{folder}"', f"threads={settings.threads}"]
     if settings.seed:
         arguments.append(f"seed={settings.seed}")
     return [*lines, f"session = open_session({', '.join(arguments)})"]
 
 
-def _option_lines(options: Sequence[Option]) -> list[str]:
+def option_lines(options: Sequence[Option]) -> list[str]:
+    """Statements that give a session's layers these settings."""
     groups: dict[tuple[str, Any], list[str]] = {}
     for name, column, value in options:
         groups.setdefault((column, value), []).append(name)

@@ -22,6 +22,8 @@ from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
 from workbench.studio.steering import Steering
+from workbench.studio.training_control import TrainingControl
+from workbench.studio.training_state import Curves
 from workbench.studio.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summar
 LIVENESS_SECONDS = 0.5
 
 
-class Session(Steering, param.Parameterized):
+class Session(Steering, TrainingControl, param.Parameterized):
     """The live state a window binds to.
 
     Params change only in ``poll()`` and in the edit methods, always together in one batch, and
@@ -53,6 +55,8 @@ class Session(Steering, param.Parameterized):
     ranking = param.Parameter((), doc="Layer names, most sensitive first.")
     pins = param.Dict({}, doc="Layers a search must leave quantised (True) or float (False).")
     inspected = param.Parameter({}, doc="Layers with an inspection, and when each was made.")
+    training = param.Parameter(None, doc="The last training: a TrainingState, or None.")
+    curves = param.Parameter(Curves(), doc="Loss, metric and clip bounds of the last training.")
     exports = param.Parameter(None, doc="What the last export wrote.")
     can_undo = param.Boolean(False)
     can_redo = param.Boolean(False)
@@ -109,6 +113,8 @@ class Session(Steering, param.Parameterized):
             updates |= self._follower.results(
                 updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
             )
+            if "training" in updates:
+                self._files.outdated()
             self._tick = tick
             summary = self._follower.figures.summary(updates.get("layers", self.layers))
             if not results.same_summary(summary, self.summary):
@@ -303,14 +309,16 @@ class Session(Steering, param.Parameterized):
             pareto_trials=pareto_trials,
         )
 
-    def export(self, prefix: str | None = None, *, wait: bool = True) -> None:
+    def export(
+        self, prefix: str | None = None, *, method: str = "ptq", wait: bool = True
+    ) -> None:
         """Write the ONNX files, measure them in ONNX Runtime and check that they agree.
 
         ``prefix`` is a folder and the beginning of the file names; None: ``exports/<project>`` in
-        the project.
+        the project. ``method``: 'ptq', or 'qat' for the network of the last training.
         """
         target = None if prefix is None else os.path.join(os.getcwd(), prefix)
-        self.start("export", wait=wait, prefix=target)
+        self.start("export", wait=wait, prefix=target, method=method)
 
     def start(self, kind: str, *, wait: bool = False, **args: Any) -> None:
         """Start a job; with ``wait`` return when it is finished.
@@ -384,16 +392,17 @@ class Session(Steering, param.Parameterized):
 
     def dispose(self) -> None:
         """Write what is not written yet and let go of the project; the job goes on."""
-        with self._lock:
-            if self._disposed:
-                return
-            try:
-                self.flush()
-            finally:
-                self._disposed = True
-                if self._manager is not None:
-                    self._manager.release()
-                self.project.close()
+        if self._disposed:
+            return
+        try:
+            self.flush()  # takes the session's lock inside the files' own: never the other way
+        finally:
+            with self._lock:
+                if not self._disposed:
+                    self._disposed = True
+                    if self._manager is not None:
+                        self._manager.release()
+                    self.project.close()
 
     def __repr__(self) -> str:
         return f"<Session of {self.project.name!r} in {self.project.folder}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ from workbench.studio.batches import DataSet, cut, read_npz, read_stored, stored
 from workbench.studio.code import load_object
 from workbench.studio.errors import NotBuilt
 from workbench.studio.metrics import Batch, Metric, Score
-from workbench.studio.project import DataSpec, Project, SourceSpec
+from workbench.studio.project import MODEL_FILES, DataSpec, Project, SourceSpec
 
 OFFERED = (
     "This version opens an example of workbench.zoo by name, a model object "
-    "(workbench.open(model, data=loader)), package.module:factory where code is allowed, and a "
-    "project folder."
+    "(workbench.open(model, data=loader)), an exported program (.pt2), an ONNX file, "
+    "package.module:factory where code is allowed, and a project folder."
 )
 
 
@@ -35,6 +36,7 @@ class LiveSource:
     model: nn.Module
     data: DataSet | None = None
     metric: Score | None = None
+    train: Any = None
 
 
 @dataclass
@@ -101,6 +103,11 @@ def _load_model(
         return _load_zoo(source, project.settings.data)
     if source.kind == "python":
         return _load_factory(project), source.name, None, ""
+    if source.kind in MODEL_FILES:
+        path = project.folder / Path(source.name).expanduser()
+        module, function = MODEL_FILES[source.kind]
+        read = getattr(importlib.import_module(module), function)
+        return read(path), Path(source.name).stem, None, ""
     if source.kind == "live":
         raise WrongState(
             f"the project was made from a {source.name} object of another Python process",
@@ -117,11 +124,7 @@ def _load_model(
 
 
 def refuse(kind: str) -> NotBuilt:
-    names = {
-        "pt2": "Exported programs (.pt2)",
-        "onnx": "ONNX files",
-        "hf": "Hugging Face folders",
-    }
+    names = {"hf": "Hugging Face folders"}
     return NotBuilt(f"{names.get(kind, kind)} cannot be opened yet", where="source", hint=OFFERED)
 
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 NAN = float("nan")
 
-JobKind = Literal["open", "analyse", "inspect", "search", "evaluate", "export"]
+JobKind = Literal["open", "analyse", "inspect", "search", "train", "evaluate", "export"]
 JOB_KINDS: tuple[JobKind, ...] = (
-    "open", "analyse", "inspect", "search", "evaluate", "export",
+    "open", "analyse", "inspect", "search", "train", "evaluate", "export",
 )  # fmt: skip
 ACTIVE_STATES = ("queued", "running", "paused")
 
@@ -110,7 +110,11 @@ class ParityLine:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What the last export wrote and how it was checked."""
+    """What the last export wrote and how it was checked.
+
+    ``method``: ptq, or the training whose network it is.
+    """
 
     files: tuple[ExportedFile, ...]
     parity: tuple[ParityLine, ...]
+    method: str = "ptq"

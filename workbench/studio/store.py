@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.graph.layers import LayerInfo
-from workbench.studio.columns import EDITABLE
+from workbench.studio.columns import EDITABLE, trainable
 from workbench.studio.errors import NotWritable
 from workbench.studio.measurements import Measurement, read_measurements, write_measurements
 
@@ -309,9 +309,14 @@ class Store:
             )
             connection.executemany(
                 "INSERT OR IGNORE INTO configuration "
-                "VALUES (?, ?, 0, 'ifmr', 'arq_quantize', ?, 8, 8, 0)",
+                "VALUES (?, ?, ?, 'ifmr', 'arq_quantize', ?, 8, 8, 0)",
                 [
-                    (i, int(layer.eligible), int(layer.channel_wise and layer.eligible))
+                    (
+                        i,
+                        int(layer.eligible),
+                        int(trainable(layer)),
+                        int(layer.channel_wise and layer.eligible),
+                    )
                     for i, layer in enumerate(layers)
                 ],
             )
@@ -395,7 +400,7 @@ class Store:
                 connection,
                 {
                     "figures": {}, "ranking": [], "bracket": None, "exports": None,
-                    "record_hash": "", "inspected": {}, "search": None,
+                    "record_hash": "", "inspected": {}, "search": None, "training": None,
                 },
             )  # fmt: skip
 

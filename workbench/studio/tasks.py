@@ -249,6 +249,11 @@ def keep_record(workspace: Workspace, calibration: Calibration, wanted: Configur
 
 def export(run: Run) -> None:
     """Write the ONNX files, measure them in ONNX Runtime, check that they agree."""
+    if run.args.get("method", "ptq") != "ptq":
+        from workbench.studio.training_export import export_trained
+
+        export_trained(run)
+        return
     from workbench.engine.export.onnx_file import save_onnx
     from workbench.engine.export.save import save_model
     from workbench.engine.flows.ptq import modified_onnx
@@ -278,8 +283,11 @@ def export(run: Run) -> None:
         from workbench.studio.project import not_writable
 
         raise not_writable(Path(prefix).parent, error) from error
+    module = to_fake_quant(
+        calibration.folded, calibration.finalize(), weights=calibration.fake_weights
+    )
     result = check_and_measure(
-        run.workspace, calibration, prefix, float_path, report=run.report, cancel=run.cancel
+        run.workspace, module, prefix, float_path, report=run.report, cancel=run.cancel
     )
     project.store.put(exports=json.loads(json.dumps(asdict(result))))
 

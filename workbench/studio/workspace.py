@@ -44,6 +44,8 @@ class Workspace:
     def __init__(self, project: Project, live: LiveSource | None = None) -> None:
         self.project = project
         self.live = live
+        self.training: dict[str, Any] = {}
+        """Recipe and loop of the training that was last asked for, where they are objects."""
         self.lock = threading.Lock()
         self._source: LoadedSource | None = None
         self._captured: Captured | None = None

@@ -1,0 +1,258 @@
+"""Training: what to train with, loss and metric as they come in, clip bounds, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.html import ThemedHTML, escape
+from workbench.app.i18n import _
+from workbench.app.job_notice import JobNotice
+from workbench.app.plot import Plot
+from workbench.app.train_settings import TrainSettings
+from workbench.app.view import View
+from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
+from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
+from workbench.studio.session import Session
+from workbench.studio.training_state import Curves, TrainingState
+
+HEIGHT = 200
+CLIP_HEIGHT = 190
+MOST_CLIPS = 4
+ALIGNED = {"align-items": "center", "gap": "8px"}
+
+
+class TrainTab(View):
+    """Settings and buttons; loss and metric; learning rate and clip bounds; checkpoints."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window, TRAIN_TAB)
+        self.settings = TrainSettings()
+        self.state = JobNotice(session, window, ("open", "train"))
+        self.parts = [self.state]
+        self.start = self._button(
+            _("Train"),
+            "play_arrow",
+            lambda: session.train(**self.settings.arguments(), wait=False),
+            variant="contained",
+        )
+        self.stop = self._button(_("Stop"), "stop", session.cancel)
+        self.resume = self._button(
+            _("Resume"), "play_arrow", lambda: session.resume_training(wait=False)
+        )
+        self.export = self._button(_("Export trained model"), "download", self._export)
+        self.more = self.settings.more()
+        self.more.visible = False
+        self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
+        self.text = ThemedHTML(margin=(4, 0))
+        self.loss = Plot(self._loss_figure(), height=HEIGHT, label=_("Loss by step"))
+        self.metric = Plot(self._metric_figure(), height=HEIGHT, label=_("Metric by step"))
+        self.rate = Plot(self._rate_figure(), height=CLIP_HEIGHT, label=_("Learning rate by step"))
+        self.layers = pmui.MultiChoice(
+            label=_("clip bounds of (at most 4 layers)"), options=[], value=[],
+            max_items=MOST_CLIPS, sizing_mode="stretch_width", margin=(4, 0, 0, 64),
+        )  # fmt: skip
+        self.clips = Plot(self._clip_figure(), height=CLIP_HEIGHT, label=_("Clip bounds by step"))
+        self.checkpoints = ThemedHTML(margin=(8, 0))
+        self.watch(session, self.update_curves, "curves")
+        self.watch(session, self.update_metric, "summary", "training")
+        self.watch(session, self.update, "job", "layers", "training")
+        self.watch(session, self.update_checkpoints, "training", "curves", "summary")
+        self.watch(self.layers, self.update_clips, "value")
+        self.watch(window, self.update_theme, "dark")
+        self._offer_layers()
+        self.update()
+        self.update_checkpoints()
+
+    def _button(self, label: str, icon: str, action: Any, variant: str = "outlined") -> Any:
+        button = pmui.Button(label=label, icon=icon, size="small", variant=variant, margin=0)
+        self.press(button, lambda: self.act(lambda: action()))
+        return button
+
+    def _fold(self) -> None:
+        self.more.visible = not self.more.visible
+        self.fold.label = _("Fewer settings") if self.more.visible else _("More settings")
+
+    def _export(self) -> None:
+        training = self.session.training
+        if training is not None:
+            self.session.export(method=training.method, wait=False)
+            self.window.tab = EXPORT_TAB
+
+    # -- charts -------------------------------------------------------------------------------
+
+    @property
+    def curves(self) -> Curves:
+        found: Curves = self.session.curves
+        return found
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training, 0 while not known."""
+        steps = self.curves.steps
+        return int(steps["steps"].iloc[-1]) if len(steps) else 0
+
+    def _loss_figure(self) -> Any:
+        return loss_chart(self.curves.steps, total=self.total, dark=self.window.dark, height=HEIGHT)
+
+    def _metric_figure(self) -> Any:
+        summary = self.session.summary
+        before = math.nan if summary.metric_is_prediction else summary.metric_current
+        return metric_chart(
+            self.curves.evaluations,
+            metric_name=summary.metric_name or _("metric"),
+            metric_float=summary.metric_float,
+            metric_before=before,
+            total=self.total,
+            dark=self.window.dark,
+            height=HEIGHT,
+        )
+
+    def _rate_figure(self) -> Any:
+        return rate_chart(
+            self.curves.steps, total=self.total, dark=self.window.dark, height=CLIP_HEIGHT
+        )
+
+    def _clip_figure(self) -> Any:
+        chosen = self.layers.value or []
+        return clip_chart(
+            self.curves.clips, chosen, total=self.total, dark=self.window.dark, height=CLIP_HEIGHT
+        )
+
+    def update_curves(self) -> None:
+        self._offer_layers()
+        self.loss.draw(self._loss_figure())
+        self.update_metric()
+        self.rate.draw(self._rate_figure())
+        self.update_clips()
+
+    def update_metric(self) -> None:
+        self.metric.draw(self._metric_figure())
+
+    def update_clips(self) -> None:
+        self.clips.draw(self._clip_figure())
+
+    def _offer_layers(self) -> None:
+        """Once the layers of a training are known, follow those whose bounds differ most."""
+        clips = self.curves.clips
+        names = list(dict.fromkeys(clips["layer"]))
+        if names == list(self.layers.options or []):
+            return
+        kept = [name for name in self.layers.value or [] if name in names]
+        self.layers.param.update(options=names, value=kept or names[:1] + names[-1:])
+
+    def update_theme(self) -> None:
+        self.update_curves()
+
+    # -- words --------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        job, training = self.session.job, self.session.training
+        active = job is not None and job.active
+        running = active and job is not None and job.kind == "train"
+        finished = training is not None and training.state == "finished"
+        self.start.disabled = active or not len(self.session.layers)
+        self.stop.disabled = not running
+        self.resume.disabled = active or training is None or not training.can_resume
+        self.export.disabled = active or not finished
+        self.text.fill(self._sentence(running))
+
+    def _sentence(self, running: bool) -> str:
+        training = self.session.training
+        if running:
+            job = self.session.job
+            words = (job.message if job is not None else "") or _("Training")
+            return f'<div role="status">{escape(words)}{escape(self._with(training))}</div>'
+        if training is None:
+            return f'<div class="wb-muted">{escape(self._invitation())}</div>'
+        if training.state == "finished":
+            return self._result(training)
+        if training.can_resume:
+            step = training.checkpoints[0].step
+            words = _("The training was stopped. Resume goes on after step") + f" {step}."
+            return f'<div role="status">{escape(words)}</div>'
+        return f'<div class="wb-muted">{escape(self._invitation())}</div>'
+
+    def _with(self, training: TrainingState | None) -> str:
+        if training is None or not training.data:
+            return ""
+        return f" · {training.data} · {training.loss}"
+
+    def _invitation(self) -> str:
+        layers = self.session.layers
+        count = int(layers["retrain_enable"].sum()) if len(layers) else 0
+        return (
+            _("Trains with quantisation in the loop:")
+            + f" {count} {_('layers are ticked for it in Layers (column “train”).')}"
+        )
+
+    def _result(self, training: TrainingState) -> str:
+        name = self.session.summary.metric_name
+        parts = [
+            f"{formats.metric_title(name)} {formats.metric(training.metric, name)}",
+            f"{training.layers} {_('layers trained')}",
+            f"{training.steps} {_('steps')}",
+            formats.duration(training.seconds),
+        ]
+        delta = formats.metric_delta(self.session.summary.metric_float, training.metric, name)
+        if delta:
+            parts[0] += f" ({delta} {_('against float')})"
+        if training.stopped_early:
+            parts.append(_("stopped early: it gained nothing more"))
+        if training.best_step != training.steps:
+            parts.append(f"{_('the weights are those after step')} {training.best_step}")
+        return (
+            f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: '
+            f"{escape(' · '.join(parts))}</div>"
+        )
+
+    def update_checkpoints(self) -> None:
+        training = self.session.training
+        if training is None or not training.checkpoints:
+            self.checkpoints.fill("")
+            return
+        metrics = dict(
+            zip(self.curves.evaluations["step"], self.curves.evaluations["metric"], strict=True)
+        )
+        name = self.session.summary.metric_name
+        heads = (
+            (_("checkpoint"), ""), (_("step"), "wb-number"),
+            (formats.metric_title(name) or _("metric"), "wb-number"),
+            (_("size"), "wb-number"), (_("written"), ""),
+        )  # fmt: skip
+        head = "".join(f'<th class="{css}">{escape(title)}</th>' for title, css in heads)
+        rows = "".join(
+            f"<tr><td>{escape(row.name)}</td><td class='wb-number'>{row.step}</td>"
+            f"<td class='wb-number'>{formats.metric(metrics.get(row.step), name)}</td>"
+            f"<td class='wb-number'>{formats.size(row.bytes)}</td>"
+            f"<td>{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.time))}</td></tr>"
+            for row in training.checkpoints
+        )
+        self.checkpoints.fill(
+            f'<h2 class="wb">{escape(_("Checkpoints on disk"))}</h2>'
+            f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        )
+
+    def __panel__(self) -> Any:
+        row = {"sizing_mode": "stretch_width", "margin": 0}
+        return pn.Column(
+            self.state,
+            pn.Row(
+                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
+                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+            ),
+            self.more,
+            self.text,
+            pn.Row(self.loss, self.metric, **row),
+            pn.Row(
+                pn.Column(self.rate, self.checkpoints, **row),
+                pn.Column(self.layers, self.clips, **row),
+                **row,
+            ),
+            sizing_mode="stretch_width",
+            margin=(0, 14, 10, 14),
+        )  # fmt: skip

@@ -1,0 +1,285 @@
+"""The training job: a model with quantisers, a training, its record, weights and metric."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.engine.events import Notice, TrainStep
+from workbench.engine.files.atomic import replace_on_success
+from workbench.engine.flows.training import TrainingResult, fit
+from workbench.engine.flows.training_checkpoint import remove_checkpoints
+from workbench.engine.flows.training_recipe import soft_cross_entropy
+from workbench.engine.flows.training_settings import TrainingSettings
+from workbench.engine.graph.capture import copy_model
+from workbench.studio.code import load_object
+from workbench.studio.tasks import (
+    Run,
+    ensure_open,
+    evaluate_float,
+    left_float,
+    require_eligible,
+)
+from workbench.studio.training_data import TrainingData, training_data
+from workbench.studio.training_script import columns_hash
+from workbench.studio.training_state import KEY
+
+LOSSES = ("auto", "cross_entropy", "mse", "float")
+FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
+
+
+class Flow(Protocol):
+    """What the job asks of QAT or distillation."""
+
+    method: str
+
+    def write_config(self) -> str: ...
+    def enabled(self) -> tuple[str, ...]: ...
+    def create(self) -> nn.Module: ...
+    def finish(self, model: nn.Module) -> None: ...
+
+
+def flow_of(run: Run, method: str) -> Any:
+    """The flow called ``method``; ``WrongValue`` if there is none."""
+    from workbench.studio.distilling import DistillFlow
+    from workbench.studio.qat import QatFlow
+
+    flows: Mapping[str, Callable[[Run], Any]] = {"qat": QatFlow, "distill": DistillFlow}
+    if method not in flows:
+        raise WrongValue(
+            f"there is no method {method!r}", where="train", hint=f"Allowed: {', '.join(flows)}."
+        )
+    return flows[method](run)
+
+
+def train(run: Run) -> None:
+    """Train with the project's training data; the result is kept beside the configuration."""
+    asked = {key: value for key, value in run.args.items() if key != "resume"}
+    method, resume = str(asked.get("method", "qat")), bool(run.args.get("resume"))
+    settings = TrainingSettings.from_mapping(asked.get("settings") or {})
+    run.report.stages(6)
+    ensure_open(run.workspace, run.report)
+    project = run.workspace.project
+    _require_source(run)
+    require_eligible(run.workspace)
+    flow = flow_of(run, method)
+    begun = time.perf_counter()
+    data = training_data(
+        project, run.source.model, run.source.calibration,
+        live=run.workspace.live.train if run.workspace.live else None,
+        batch_size=int(asked.get("batch_size") or project.settings.data.batch_size),
+    )  # fmt: skip
+    data = data.limited(int(asked.get("samples") or 0))
+    if data.notice:
+        run.report(Notice(data.notice))
+    loss, words = _loss_for(run, flow, asked, data)
+    text = flow.write_config()
+    facts = _begin(run, asked, resume, flow, data, words)
+    run.report.stage("placing the quantisers")
+    model = flow.create()
+    run.report.stage("evaluating the float model")
+    metric_float = evaluate_float(run)
+    run.report.stage("training")
+    if hasattr(flow, "train"):
+        result = flow.train(model, data, settings)
+    else:
+        result = _train(run, flow, model, data, settings, loss, _identity(run, asked, text))
+    run.report.flush(final=True)
+    run.report.stage("evaluating")
+    flow.finish(model)
+    metric = run.source.metric(model, run.source.evaluation, on_event=run.report, cancel=run.cancel)
+    with replace_on_success(project.weights_of(method)) as temporary:
+        torch.save(model.state_dict(), temporary)
+    seconds = float(facts.get("seconds", 0.0)) + time.perf_counter() - begun
+    _add_trial(run, flow, metric, metric_float, seconds, text)
+    facts |= {
+        "finished": True,
+        "metric": metric,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "stopped_early": result.stopped_early,
+        "seconds": seconds,
+    }
+    run.store.put(**{KEY: facts})
+
+
+def _require_source(run: Run) -> None:
+    kind = run.workspace.project.source.kind
+    if kind in FILE_SOURCES:
+        raise WrongState(
+            f"a model that was opened from {FILE_SOURCES[kind]} cannot be trained",
+            where="model",
+            hint="Open it from Python: wb.open(model, data=…, train=loader), or "
+            "package.module:factory. Quantisation without training works as it is.",
+        )
+
+
+def _begin(
+    run: Run, asked: dict[str, Any], resume: bool, flow: Flow, data: TrainingData, loss: str
+) -> dict[str, Any]:
+    """Note in the project that this job trains, and make room for its checkpoints."""
+    store, folder = run.store, run.workspace.project.checkpoints_of(flow.method)
+    known = store.get(KEY) or {}
+    facts: dict[str, Any] = {
+        "method": flow.method, "asked": asked, "jobs": [run.job], "data": data.title, "loss": loss,
+        "layers": len(flow.enabled()), "columns": columns_hash(store.configuration()[1]),
+    }  # fmt: skip
+    if resume:
+        if known.get("method") != flow.method or known.get("finished"):
+            raise WrongState(
+                "there is no stopped training to resume",
+                where="train",
+                hint="Start one with train().",
+            )
+        facts["jobs"] = [*known["jobs"], run.job]
+    else:
+        remove_checkpoints(folder)
+        run.workspace.project.weights_of(flow.method).unlink(missing_ok=True)
+    store.put(**{KEY: facts})
+    return facts
+
+
+def _train(
+    run: Run,
+    flow: Flow,
+    model: nn.Module,
+    data: TrainingData,
+    settings: TrainingSettings,
+    loss: dict[str, Any],
+    identity: str,
+) -> TrainingResult:
+    if run.args.get("loop"):
+        return _own_loop(run, model, data)
+    recipe = None
+    if run.args.get("recipe"):
+        recipe, loss = _object(run, "recipe")(model), {}
+    return fit(
+        model,
+        data.loader,
+        **loss,
+        recipe=recipe,
+        metric=lambda trained: run.source.metric(trained, run.source.evaluation, cancel=run.cancel),
+        settings=settings,
+        folder=run.workspace.project.checkpoints_of(flow.method),
+        resume=bool(run.args.get("resume")),
+        identity=identity,
+        on_event=run.report,
+        cancel=run.cancel,
+    )
+
+
+def _object(run: Run, name: str) -> Any:
+    """The user's recipe or loop: the object of this process, else the one that is named."""
+    found = run.workspace.training.get(name)
+    if found is None:
+        found = load_object(str(run.args[name]), what=name)
+    if not callable(found):
+        raise WrongType(
+            f"{name} is a {type(found).__name__}, not a function",
+            where=name,
+            hint="It is called with the model that is to be trained.",
+        )
+    return found
+
+
+def _own_loop(run: Run, model: nn.Module, data: TrainingData) -> TrainingResult:
+    """The user's loop: ``loop(model, loader, report)``, ``report(loss, …)`` once a step."""
+    loop = _object(run, "loop")
+    count = 0
+
+    def report(loss: Any, *, learning_rate: float = float("nan"), steps: int = 0) -> None:
+        """Say that a step is done; raises ``Cancelled`` when the training is to stop."""
+        nonlocal count
+        run.cancel.check()
+        count += 1
+        run.report(TrainStep(count, steps, 0, float(loss), learning_rate))
+
+    model.train()
+    loop(model, data.loader, report)
+    model.eval()
+    return TrainingResult(count, None, count, False, None)
+
+
+def chosen_loss(run: Run, name: str, data: TrainingData) -> tuple[dict[str, Any], str]:
+    """(arguments of ``fit``, in words): by the labels if there are any, else the float outputs."""
+    if name not in LOSSES:
+        raise WrongValue(
+            f"there is no loss {name!r}", where="loss", hint=f"Allowed: {', '.join(LOSSES)}."
+        )
+    _, target = data.first()
+    if name == "auto":
+        name = "float"
+        if target is not None:
+            name = "mse" if target.is_floating_point() else "cross_entropy"
+    if name != "float" and target is None:
+        raise WrongValue(
+            f"{name} needs labels, and the training data has none",
+            where="loss",
+            hint="Choose the loss 'float', which learns from the float model's outputs.",
+        )
+    if name == "cross_entropy":
+        return {"loss": nn.CrossEntropyLoss()}, "cross-entropy with the labels"
+    if name == "mse":
+        return {"loss": nn.functional.mse_loss}, "squared error to the targets"
+    classes = run.source.metric.name == "top1"
+    return {
+        "teacher": copy_model(run.source.model),
+        "loss": soft_cross_entropy if classes else nn.functional.mse_loss,
+    }, "distance to the float model's outputs"
+
+
+def _loss_for(
+    run: Run, flow: Flow, asked: Mapping[str, Any], data: TrainingData
+) -> tuple[dict[str, Any], str]:
+    """(arguments of ``fit``, in words) of what the job was asked for."""
+    given = [name for name in ("recipe", "loop") if asked.get(name)]
+    if hasattr(flow, "train"):
+        if given or asked.get("loss", "auto") != "auto":
+            raise WrongValue(
+                f"{flow.method} compares block by block and takes no {(*given, 'loss')[0]}",
+                where="train",
+                hint="Leave it out, or train with method='qat'.",
+            )
+        return {}, "distance of each block's output to the float model's"
+    if given:
+        return {}, f"the user's own {given[0]}: {asked[given[0]]}"
+    return chosen_loss(run, str(asked.get("loss") or "auto"), data)
+
+
+def _identity(run: Run, asked: Mapping[str, Any], config: str) -> str:
+    """What a checkpoint depends on besides the settings."""
+    rest = {key: value for key, value in asked.items() if key != "settings"}
+    text = json.dumps([run.workspace.digest, config, rest], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _add_trial(
+    run: Run, flow: Flow, metric: float, metric_float: float, seconds: float, config: str
+) -> None:
+    """The trained network in the table of trials, with the cost of what it quantises."""
+    workspace = run.workspace
+    trained = set(flow.enabled())
+    wanted = workspace.configuration()
+    columns = dict(wanted.columns)
+    columns["quant_enable"] = [layer.name in trained for layer in workspace.layers]
+    judged = workspace.with_columns(wanted.revision, columns)
+    name = hashlib.sha256(config.encode()).hexdigest()[:12]
+    run.store.add_trial(
+        run.job, phase="train", kind="trained", metric=metric, loss=metric_float - metric,
+        satisfied=True, seconds=seconds, float_layers=left_float(workspace, columns),
+        config_hash=f"{flow.method}:{name}", cost=workspace.cost(judged.config),
+        settings=workspace.settings(columns),
+    )  # fmt: skip
+
+
+def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked settings as plain values, all of them, for the job and the page."""
+    return dataclasses.asdict(TrainingSettings.from_mapping(values))

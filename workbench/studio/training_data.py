@@ -1,0 +1,203 @@
+"""Training data of a project, as ``fit`` reads it: (inputs, target) or (inputs, None)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.studio.batches import read_npz, to_batch
+from workbench.studio.code import load_object
+from workbench.studio.metrics import Batch
+from workbench.studio.project import DataSpec, Project
+
+Item = tuple[tuple[Tensor, ...], Tensor | None]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A loader that can be read once an epoch, and what it is in words."""
+
+    loader: Any
+    title: str
+    notice: str = ""
+
+    def first(self) -> Item:
+        """The first batch; ``WrongValue`` for a loader that yields nothing."""
+        found = next(iter(self.loader), None)
+        if found is None:
+            raise WrongValue(
+                "the training data yields nothing",
+                where="training data",
+                hint="Give a loader that yields at least one batch, once an epoch.",
+            )
+        inputs, target = found
+        return inputs, target
+
+    def limited(self, samples: int) -> TrainingData:
+        """The same with the first batches of each epoch only, about ``samples``; 0: all of them."""
+        if not samples:
+            return self
+        inputs, _ = self.first()
+        batches = max(1, round(samples / max(1, len(inputs[0]))))
+        title = f"{self.title}, {batches} batches an epoch"
+        return replace(self, loader=FirstBatches(self.loader, batches), title=title)
+
+
+class FirstBatches:
+    """The first ``count`` batches of each epoch of a loader."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self._loader, self._count = loader, count
+        for name in ("sampler", "batch_sampler", "generator"):
+            setattr(self, name, getattr(loader, name, None))
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self._loader, "set_epoch"):
+            self._loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return min(self._count, len(self._loader))
+
+    def __iter__(self) -> Iterator[Item]:
+        return islice(iter(self._loader), self._count)
+
+
+class UserLoader:
+    """A user's loader with its items told apart into inputs and target.
+
+    What the training asks a loader for (its length, epochs, samplers and generators) is the
+    loader's own.
+    """
+
+    def __init__(self, loader: Iterable[Any], model: nn.Module) -> None:
+        if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
+            raise WrongType(
+                f"a {type(loader).__name__} cannot be read once an epoch",
+                where="training data",
+                hint="Give a DataLoader or a list of batches.",
+            )
+        self._loader, self._model = loader, model
+        self.sampler = getattr(loader, "sampler", None)
+        self.batch_sampler = getattr(loader, "batch_sampler", None)
+        self.generator = getattr(loader, "generator", None)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self._loader, "set_epoch"):
+            self._loader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Item]:
+        for item in self._loader:
+            batch = to_batch(item, self._model)
+            yield batch.inputs, batch.target
+
+
+class Shuffled:
+    """Samples in memory, in another order each epoch; an epoch is its number and the seed."""
+
+    def __init__(self, batches: Sequence[Batch], batch_size: int, seed: int) -> None:
+        columns = zip(*(batch.inputs for batch in batches), strict=True)
+        self._inputs = tuple(torch.cat(list(parts)) for parts in columns)
+        targets = [batch.target for batch in batches]
+        self._target = None
+        if all(target is not None for target in targets):
+            self._target = torch.cat([target for target in targets if target is not None])
+        self.samples = len(self._inputs[0])
+        self.batch_size = min(batch_size, self.samples)
+        self._seed, self._epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    def __iter__(self) -> Iterator[Item]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(self.samples, generator=generator)
+        for batch in range(len(self)):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            inputs = tuple(part[rows] for part in self._inputs)
+            yield inputs, None if self._target is None else self._target[rows]
+
+
+class ZooLoader:
+    """The training digits of an example, in the form that ``fit`` reads."""
+
+    def __init__(self, name: str, batch_size: int, seed: int) -> None:
+        from workbench import zoo
+
+        self._digits = zoo.TrainingDigits(name, batch_size=batch_size, seed=seed)
+        self.samples = self._digits.samples
+
+    def set_epoch(self, epoch: int) -> None:
+        self._digits.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._digits)
+
+    def __iter__(self) -> Iterator[Item]:
+        for pictures, target in self._digits:
+            yield (pictures,), target
+
+
+def training_data(
+    project: Project,
+    model: nn.Module,
+    calibration: Sequence[tuple[Tensor, ...]],
+    *,
+    live: Any,
+    batch_size: int,
+) -> TrainingData:
+    """What a project trains with: what ``train`` named, an example's own, or what calibrates it.
+
+    The evaluation data is never trained with. Errors: ``WrongState`` for a live loader that is not
+    in this process.
+    """
+    settings = project.settings
+    spec, seed = settings.train, settings.seed
+    if live is not None:
+        return _named(UserLoader(live, model), type(live).__name__)
+    if spec.kind == "live":
+        raise WrongState(
+            f"the training data was a {spec.name} of another Python process",
+            where="training data",
+            hint="Open the project again with workbench.open(model, data=…, train=loader).",
+        )
+    if spec.kind == "python":
+        loader = load_object(spec.name, what="train")
+        return _named(UserLoader(loader() if callable(loader) else loader, model), spec.name)
+    if spec.kind == "npz":
+        from workbench.studio.sources import input_names
+
+        path = project.folder / Path(spec.name).expanduser()
+        found = read_npz(path, input_names(model), DataSpec(batch_size=batch_size))
+        return _counted(Shuffled(found.evaluation, batch_size, seed), path.name)
+    zoo_data = settings.source.kind == "zoo" and settings.data.kind == "zoo"
+    if spec.kind == "zoo" or zoo_data:
+        name = spec.name or settings.source.name
+        return _counted(ZooLoader(name, batch_size, seed), "digits, training split")
+    loader = Shuffled([Batch(inputs) for inputs in calibration], batch_size, seed)
+    return TrainingData(
+        loader,
+        f"{loader.samples} calibration samples",
+        f"No training data was given: the training learns from the {loader.samples} calibration "
+        "samples. wb.open(…, train=loader) gives it more.",
+    )
+
+
+def _named(loader: UserLoader, name: str) -> TrainingData:
+    return TrainingData(loader, name)
+
+
+def _counted(loader: Shuffled | ZooLoader, name: str) -> TrainingData:
+    return TrainingData(loader, f"{name}, {loader.samples} samples")
