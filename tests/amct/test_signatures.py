@@ -196,3 +196,13 @@ def test_flat_names_are_in_the_engine_too() -> None:
     for name in amct.__all__:
         assert getattr(engine, name) is getattr(amct, name)
     assert engine.AutoCalibrationEvaluatorBase is bases.AutoCalibrationEvaluatorBase
+
+
+def test_the_package_of_samplers_leaves_the_function_in_its_place() -> None:
+    import workbench.amct as amct
+
+    samplers = importlib.import_module("workbench.amct.distill.distill_sample")
+    assert callable(amct.distill)
+    image, label = object(), object()
+    with pytest.raises(ValueError, match="begins with a object"):
+        samplers.ModelSingleTensorInput.get_model_input_data((image, label))
