@@ -302,11 +302,15 @@ def test_a_skip_that_only_one_feature_knows(model: Net, tmp_path: Path) -> None:
 
 
 def test_order_of_calls(trained: dict[str, Any], model: Net, tmp_path: Path) -> None:
-    config, _ = trained["paths"]
+    config, record = trained["paths"]
     checkpoint = str(trained["folder"] / "state.pt")
     missing, empty = tmp_path / "none.txt", tmp_path / "empty.txt"
     with pytest.raises(FileNotFoundError, match="what was pruned"):
         restore_compressed_retrain_model(Net(), (X,), config, str(missing), checkpoint)
+    other = tmp_path / "quant.cfg"
+    other.write_text(QUANT)
+    with pytest.raises(RuntimeError, match="the config prunes nothing"):
+        restore_compressed_retrain_model(Net(), (X,), str(other), record, checkpoint)
     empty.write_text("")
     with pytest.raises(RuntimeError, match="no 2:4 entry for layer c2"):
         restore_compressed_retrain_model(Net(), (X,), config, str(empty), checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_create(model: Net, paths: tuple[str, str]) -> None:
         assert torch.equal(masked_layers(created)[name].wts_mask, wanted)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not created.training
+
+
+def test_what_it_cannot_thin_out_is_said(
+    paths: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 3, 1))
+    with caplog.at_level(logging.WARNING):
+        created = create_prune_retrain_model(net, (torch.randn(2, 4, 5, 5),), *paths)
+    assert "takes nothing from 0, 2:" in caplog.text
+    densities = {name: layer.density for name, layer in masked_layers(created).items()}
+    assert densities == {"0": 1.0, "1": 0.5, "2": 1.0}
 
 
 def test_saving_before_a_first_forward(model: Net, paths: tuple[str, str], tmp_path: Path) -> None:

@@ -351,4 +351,11 @@ def _record_to_replay(record_file: str, *, pruning: bool) -> Record:
                 "the record does not exist; it says what was pruned", where=record_file
             )
         return Record()
-    return read_record(record_file)
+    record = read_record(record_file)
+    if record.prune and not pruning:
+        raise WrongState(
+            "it says what was pruned, but the config prunes nothing",
+            where=record_file,
+            hint="Give the config that the record was written for.",
+        )
+    return record

@@ -5,6 +5,7 @@ Source: specification chapter 40 section 4.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from workbench.engine.graph.copying import copy_model
 from workbench.engine.modules.sparsity.entries import selective_entries
 from workbench.engine.modules.sparsity.masked import MaskedWeight
 from workbench.engine.modules.sparsity.sparse_module import SparseModule
+
+logger = logging.getLogger("workbench.engine.flows")
 
 
 def wrap_selective_layers(
@@ -40,11 +43,17 @@ def wrap_selective_layers(
     masks: dict[str, Tensor | None] = {}
     if recorded is not None:
         masks = _recorded_masks(recorded, modules, settings, source=source)
-    made: dict[int, nn.Module] = {
+    made = {
         id(modules[name]): SparseModule(modules[name], chosen.update_freq, masks.get(name))
         for name, chosen in settings.items()
     }
     replace_modules(model, made)
+    dense = [name for name in settings if bool(made[id(modules[name])].wts_mask.all())]
+    if dense:
+        logger.warning(
+            "2:4 sparsity takes nothing from %s: that needs three input channels or more",
+            ", ".join(dense),
+        )
     return selective_entries(model)
 
 
