@@ -148,6 +148,17 @@ def test_a_lost_accuracy_is_seen_and_mended(
     assert found.relative_error == wanted.relative_error
 
 
+def test_an_eigenvalue_that_is_not_found_is_mended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = special("random")
+
+    def fails(self: GramFactors, rank: int):
+        raise np.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(GramFactors, "leading", fails)
+    found = decompose_weight(weight, at(32))
+    assert torch.equal(found.first, decompose_weight(weight, at(32), method="svd").first)
+
+
 @pytest.mark.parametrize("method", ["gram", "svd", "randomised"])
 def test_zeros(method: Method) -> None:
     found = decompose_weight(torch.zeros(8, 8, 3, 3), at(4), method=method)

@@ -83,6 +83,24 @@ def decompose_weight(
 
     Source: specification chapter 60 sections 3 and 8.
     """
+    if method == "gram":
+        try:
+            return _decompose(weight, choose_rank, method, balance, max_error, only_error, seed)
+        except np.linalg.LinAlgError as error:
+            logger.warning("the Gram method failed (%s): a singular value decomposition", error)
+            method = "svd"
+    return _decompose(weight, choose_rank, method, balance, max_error, only_error, seed)
+
+
+def _decompose(
+    weight: Tensor,
+    choose_rank: ChooseRank,
+    method: Method,
+    balance: bool,
+    max_error: float | None,
+    only_error: bool,
+    seed: int,
+) -> Decomposition:
     outputs, inputs, height, width = weight.shape
     split = KernelSplit((outputs, inputs, height, width))
     matrix = unfold(weight.detach(), split)
@@ -104,15 +122,7 @@ def decompose_weight(
     sharing = np.sqrt(np.where(values > 0, values, 1.0)) if balance else np.ones(choice.rank)
     right, energy, kept = _project(matrix, scale, left, sharing)
     if method == "gram" and not _is_sound(left, values / (scale or 1.0), energy, kept):
-        logger.warning("the Gram method missed its accuracy; one singular value decomposition")
-        return decompose_weight(
-            weight,
-            choose_rank,
-            method="svd",
-            balance=balance,
-            max_error=max_error,
-            only_error=only_error,
-        )
+        raise np.linalg.LinAlgError("it missed its accuracy")
     error = float(np.sqrt(max(energy - kept, 0.0) / energy)) if energy else 0.0
     if only_error or (max_error is not None and error > max_error):
         return Decomposition(choice, error)

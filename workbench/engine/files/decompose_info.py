@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -233,11 +233,9 @@ def _extended(layer: DecomposedConv, extra: Any, path: str | os.PathLike[str]) -
             hint="The two were not written together: delete the sidecar.",
         )
     padding = extra.get("padding")
-    return DecomposedConv(
-        **{
-            **vars(layer),
-            "padding": tuple(padding) if isinstance(padding, list) else padding,
-            "has_bias": extra.get("has_bias"),
-            "relative_error": extra.get("relative_error"),
-        }
+    return replace(
+        layer,
+        padding=tuple(padding) if isinstance(padding, list) else padding,
+        has_bias=extra.get("has_bias"),
+        relative_error=extra.get("relative_error"),
     )
