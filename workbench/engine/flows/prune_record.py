@@ -73,8 +73,9 @@ def _nodes(
 ) -> Iterable[PruneNode]:
     """One node for every run of channels of the group."""
     inside = np.flatnonzero(member.units >= 0)
+    gone = np.isin(member.units, units)
     for run in np.split(inside, np.flatnonzero(np.diff(inside) > 1) + 1):
-        removed = tuple(int(i) for i in run if member.units[i] in units)
+        removed = tuple(run[gone[run]].tolist())
         attributes = [
             Attr("type", "STRING", s=kind.encode()),
             Attr("begin", "INT", i=int(run[0])),

@@ -45,7 +45,8 @@ class Member:
 
     def channels(self, units: Collection[int]) -> tuple[int, ...]:
         """Channels of this axis that belong to ``units``."""
-        return tuple(int(i) for i in np.flatnonzero(np.isin(self.units, list(units))))
+        found: list[int] = np.flatnonzero(np.isin(self.units, list(units))).tolist()
+        return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)

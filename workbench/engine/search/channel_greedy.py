@@ -54,12 +54,18 @@ def _next(space: SearchSpace, index: int, order: Sequence[Units], step: int) -> 
 def _density(
     space: SearchSpace, index: int, order: Sequence[Units], sensitivity: NDArray[np.float64]
 ) -> float:
-    """Sensitivity per bit-operation saved by the group's next removal; inf when there is none."""
-    step = space.states[index].step()
+    """Sensitivity per bit-operation saved by the group's next removal; inf when there is none.
+
+    Sensitivities are measured with every channel in its place. The fewer are left, the more of the
+    loss each of them carries, so the value grows with (size ÷ left)².
+    """
+    state = space.states[index]
+    step = state.step()
     saved = space.saving(index, step) if step else 0.0
     if saved <= 0:
         return float("inf")
-    return float(sensitivity[_next(space, index, order, step)].sum()) / saved
+    value = float(sensitivity[_next(space, index, order, step)].sum()) / saved
+    return value * (state.group.size / state.left) ** 2
 
 
 class CompatGreedy:
