@@ -60,7 +60,7 @@ class TensorFolder:
             self._read_header(file)
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """These tensors, on the CPU, each in memory of its own."""
+        """These tensors, on the CPU; they may be views of the mapped files."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.tensors[name].file, []).append(name)
