@@ -601,6 +601,31 @@ FOUR_BITS_OPEN = (
 )
 
 
+class SharedReLU(nn.Module):
+    """The second group reads the ReLU's second call; the first group ends with its first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1, self.c2, self.r = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.r(self.c1(x))
+        return self.c2(self.r(y + x))
+
+
+def test_a_shared_activation_is_no_link_between_groups(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = settled(SharedReLU())
+    file = make_config(model, tmp_path / "c.json")
+    assert json.loads(Path(file).read_text())["distill_group"] == [["c1", "r"], ["c2"]]
+    results = []
+    for cache in ("memory", "none"):
+        student = create_distill_model(file, model, EXAMPLE)
+        distill(model, student, file, loader(X), keep_best=False, cache=cache)
+        results.append(state(student))
+    assert same(*results, "cur_batch")
+
+
 # --- optimiser, loss, bad input ----------------------------------------------------------------
 
 

@@ -98,11 +98,7 @@ def group_input(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> Tens
     try:
         (call,) = collect_inputs(model, name, [(inputs, {})])
     except WrongState as error:
-        raise WrongState(
-            "a batch does not reach it with a tensor, so its group cannot be trained",
-            where=f"layer {name}",
-            hint="Take the group out of the configuration, or give batches that run it.",
-        ) from error
+        raise _not_reached(name) from error
     return call.value
 
 
@@ -114,79 +110,99 @@ class TeacherPass:
         self.follows: set[int] = set()
         """Groups that read exactly what the group before them gives."""
 
-    def inputs(self, batch: tuple[Tensor, ...], *, examine: bool = False) -> list[Tensor]:
-        """Copies of the groups' inputs. ``examine`` checks that every group is a chain.
+    def inputs(self, batch: tuple[Tensor, ...]) -> list[Tensor]:
+        """Copies of the groups' inputs; ``WrongState`` for a group that a batch does not reach."""
+        return self._run(batch, _Watch(self._chains, outputs=False))
+
+    def examined(self, batch: tuple[Tensor, ...]) -> list[Tensor]:
+        """``inputs``, with a check that every group is a chain.
 
         Raises ``GroupError`` (``ValueError``) naming a group whose modules, run one after another,
         do not give what the last of them gave in the forward (D16).
         """
-        names = self._chains.names
-        found: dict[int, Tensor] = {}
-        given: dict[int, list[Any]] = {}
-        ends: dict[int, tuple[Any, int]] = {}
-
-        def before(group: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                value = args[0] if args else kwargs.get("input")
-                if group in found or not isinstance(value, Tensor):
-                    return
-                found[group] = settled(value)
-                end, version = ends.get(group - 1, (None, 0))
-                # The very object, not written to since: no operator lies between the groups.
-                if examine and value is end and value._version == version:
-                    self.follows.add(group)
-
-            return hook
-
-        def after(group: int) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                if isinstance(output, Tensor):
-                    given.setdefault(group, []).append(settled(output))
-                    ends[group] = (output, output._version)
-
-            return hook
-
-        teacher = self._chains.teacher_model
-        with ExitStack() as hooks, torch.no_grad():
-            for group, members in enumerate(names):
-                first, last = (teacher.get_submodule(members[at]) for at in (0, -1))
-                handle = first.register_forward_pre_hook(before(group), with_kwargs=True)
-                hooks.callback(handle.remove)
-                if examine:
-                    hooks.callback(last.register_forward_hook(after(group)).remove)
-            teacher(*to_device(batch, device_of(teacher)))
-        for group, members in enumerate(names):
-            if group not in found:
-                raise WrongState(
-                    "a batch does not reach it with a tensor, so its group cannot be trained",
-                    where=f"layer {members[0]}",
-                    hint="Take the group out of the configuration, or give batches that run it.",
+        watch = _Watch(self._chains, outputs=True)
+        inputs = self._run(batch, watch)
+        before: Tensor | None = None
+        for group, value in enumerate(inputs):
+            # A module that is called several times gave other tensors, too.
+            if group in watch.handed_on and before is not None and _same(before, value):
+                self.follows.add(group)
+            before = self._chained(group, value)
+            last = self._chains.teacher(group)[-1]
+            if not any(_same(before, output) for output in watch.given.get(last, ())):
+                raise self._no_chain(
+                    group,
+                    "its modules, run one after another, do not give what "
+                    f"{self._chains.names[group][-1]} gives in the model",
                 )
-            if examine:
-                self._examine(group, found[group], given.get(group, []))
-        return [found[group] for group in range(len(names))]
-
-    def _examine(self, group: int, value: Tensor, given: list[Any]) -> None:
-        try:
-            result = self.target(group, value)
-        except Exception as error:
-            raise GroupError(
-                f"the group is not a chain: {type(error).__name__}: {error}",
-                where=self._chains.title(group),
-                hint="Its modules must read one another, in this order.",
-            ) from error
-        if not any(_same(result, output) for output in given):
-            raise GroupError(
-                "the group is not a chain: its modules, run one after another, do not give what "
-                f"{self._chains.names[group][-1]} gives in the model",
-                where=self._chains.title(group),
-                hint="Its modules must read one another, in this order.",
-            )
+        return inputs
 
     def target(self, group: int, value: Tensor) -> Tensor:
         """What the group must give: the teacher's modules on their own input."""
         with torch.no_grad():
             return run_chain(self._chains.teacher(group), value)
+
+    def _run(self, batch: tuple[Tensor, ...], watch: _Watch) -> list[Tensor]:
+        teacher = self._chains.teacher_model
+        with watch, torch.no_grad():
+            teacher(*to_device(batch, device_of(teacher)))
+        for group, members in enumerate(self._chains.names):
+            if group not in watch.inputs:
+                raise _not_reached(members[0])
+        return [watch.inputs[group] for group in range(len(self._chains.names))]
+
+    def _chained(self, group: int, value: Tensor) -> Tensor:
+        try:
+            return self.target(group, value)
+        except Exception as error:
+            raise self._no_chain(group, f"{type(error).__name__}: {error}") from error
+
+    def _no_chain(self, group: int, why: str) -> GroupError:
+        return GroupError(
+            f"the group is not a chain: {why}",
+            where=self._chains.title(group),
+            hint="Its modules must read one another, in this order.",
+        )
+
+
+class _Watch(ExitStack):
+    """Hooks on the teacher during one forward.
+
+    ``inputs``: of each group's first module. With ``outputs`` also ``given``, what the groups' last
+    modules gave in all their calls, and ``handed_on``: groups whose input is the very tensor that
+    the last module of the group before gave, not written to since.
+    """
+
+    def __init__(self, chains: Chains, *, outputs: bool) -> None:
+        super().__init__()
+        self.inputs: dict[int, Tensor] = {}
+        self.given: dict[nn.Module, list[Tensor]] = {}
+        self.handed_on: set[int] = set()
+        self._latest: dict[nn.Module, tuple[Tensor, int]] = {}
+        lasts = [chains.teacher(group)[-1] for group in range(len(chains.names))]
+        for group in range(len(lasts)):
+            hook = self._before(group, lasts[group - 1] if group else None)
+            first = chains.teacher(group)[0]
+            self.callback(first.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        for last in dict.fromkeys(lasts) if outputs else ():
+            self.callback(last.register_forward_hook(self._after).remove)
+
+    def _before(self, group: int, previous: nn.Module | None) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else kwargs.get("input")
+            if group in self.inputs or not isinstance(value, Tensor):
+                return
+            self.inputs[group] = settled(value)
+            latest = self._latest.get(previous) if previous is not None else None
+            if latest is not None and latest[0] is value and latest[1] == value._version:
+                self.handed_on.add(group)
+
+        return hook
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self.given.setdefault(module, []).append(settled(output))
+            self._latest[module] = (output, output._version)
 
 
 class CapturedBlocks:
@@ -204,7 +220,7 @@ class CapturedBlocks:
     def capture(self, batch: tuple[Tensor, ...], *, first: bool) -> int:
         """Keep what the groups read and give for one batch; the bytes that takes."""
         size = 0
-        values = self._teacher.inputs(batch, examine=first)
+        values = self._teacher.examined(batch) if first else self._teacher.inputs(batch)
         for group, value in enumerate(values):
             target = self._teacher.target(group, value)
             self._store.append(f"{group} input", value)
@@ -307,7 +323,15 @@ def calibrate(
         emit(on_event, Progress("calibrate", number + 1, count))
 
 
-def _same(result: Tensor, output: Any) -> bool:
+def _not_reached(name: str) -> WrongState:
+    return WrongState(
+        "a batch does not reach it with a tensor, so its group cannot be trained",
+        where=f"layer {name}",
+        hint="Take the group out of the configuration, or give batches that run it.",
+    )
+
+
+def _same(result: Tensor, output: Tensor) -> bool:
     if result.shape != output.shape:
         return False
     difference = (result.float() - output.float()).norm()
