@@ -22,6 +22,7 @@ ON_TWO_THREADS = (
     "search",
     "page",
     "decompose",
+    "module_quantize",
     "distill",
     "selective",
     "compressed",
