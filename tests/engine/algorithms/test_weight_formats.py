@@ -115,23 +115,6 @@ def test_each_scale_belongs_to_its_elements(type_: str, strategy: str, group: in
             assert (values[row, part] - rounded).abs().max() <= 1e-5
 
 
-def test_factors_of_columns_are_those_of_their_groups() -> None:
-    weight = torch.randn(4, 100, generator=torch.Generator().manual_seed(2))
-    for number_format in (
-        WeightFormat("int4", False, "group", 32),
-        WeightFormat("int8", True, "channel"),
-        WeightFormat("int8", False, "tensor"),
-    ):
-        factors = number_format.factors(weight)
-        whole = number_format.fake_quantize(weight)
-        columns = torch.tensor([99, 0, 40])
-        part = number_format.column_factors(factors, columns)
-        element = number_format.elements
-        assert torch.equal(fake_quantize(weight[:, columns], part, element), whole[:, columns])
-        one = number_format.column_factors(factors, 64)
-        assert torch.equal(fake_quantize(weight[:, 64:65], one, element), whole[:, 64:65])
-
-
 def test_block_formats_bring_their_scales_and_factors_may_be_given() -> None:
     weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(3)).bfloat16()
     blocks = WeightFormat("mxfp4_e2m1", True, "group", 32)

@@ -129,22 +129,6 @@ class WeightFormat:
         values = from_grid(on_grid(self._grouped(rows), factors, self._element()), factors)
         return self._ungrouped(values, weight).to(weight.dtype)
 
-    def column_factors(self, factors: Factors, columns: int | Tensor) -> Factors:
-        """Factors of some columns of K as [N or 1, columns]: what ``on_grid`` takes for them.
-
-        Element formats only; the weight's columns are [N, columns], a single one [N, 1].
-        """
-        if self.blocks is not None:
-            raise WrongValue(f"the columns of {self.type} have no factors of their own")
-        if self.group_size is None:
-            return factors
-        index = torch.as_tensor(columns, device=factors.scale.device).reshape(-1)
-        groups = index // self.group_size
-        offset = factors.offset
-        return Factors(
-            factors.scale[:, groups, 0], None if offset is None else offset[:, groups, 0]
-        )
-
     def _element(self) -> ElementFormat:
         assert self.elements is not None
         return self.elements

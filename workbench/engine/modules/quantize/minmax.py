@@ -25,7 +25,7 @@ class MinMaxQuant(ScaledLinear):
 
     @property
     def needs_calls(self) -> bool:
-        return self.inputs is not None and not self.dynamic
+        return self.inputs is not None
 
     def calls_missing(self) -> int:
         # Scales per token are found at run time: what is observed is for the eye only.
@@ -53,6 +53,10 @@ class QuantileQuant(MinMaxQuant):
     ) -> None:
         super().__init__(ori_module, layer_name, quant_config)
         self._range = AverageMaximum()
+
+    @property
+    def needs_calls(self) -> bool:
+        return super().needs_calls and not self.dynamic
 
     def statistics(self) -> dict[str, Any]:
         return {"range": self._range}
