@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,9 +31,11 @@ from workbench.engine.events import (
     DistillGroupFinished,
     DistillGroupStarted,
     DistillStep,
+    Notice,
     Progress,
 )
 from workbench.engine.flows.distill_blocks import choose_input
+from workbench.engine.flows.distill_optimiser import GroupOptimiser, Rates
 from workbench.engine.modules.qat.convolutions import Conv2dQAT
 from workbench.engine.modules.qat.linear import LinearQAT
 
@@ -427,6 +430,34 @@ def test_where_blocks_are_kept_changes_nothing(
     assert (files[0] > 0) == on_disk
 
 
+def test_a_disk_that_is_too_small(
+    golden: nn.Module,
+    golden_file: str,
+    golden_student: nn.Module,
+    in_memory: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    student = copy.deepcopy(golden_student)
+    options: dict[str, Any] = {"epochs": 2, "keep_best": False, "cache_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError, match="the cache does not fit"):
+        distill(golden, student, golden_file, loader(X), cache="disk", **options)
+    notices: list[Event] = []
+    distill(
+        golden,
+        student,
+        golden_file,
+        loader(X),
+        cache_budget_mb=0,
+        on_event=lambda e: notices.append(e) if isinstance(e, Notice) else None,
+        **options,
+    )
+    assert "computed anew for each step" in str(notices)
+    assert same(state(student), in_memory, "cur_batch")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Failing(nn.Module):
     def __init__(self, after: int, action: Callable[[], None]) -> None:
         super().__init__()
@@ -661,6 +692,27 @@ def test_the_users_optimiser_is_a_template(
         distill(golden, student, golden_file, loader(X), optimizer=Demanding(own, 1))
 
 
+def test_what_learns_how_fast(tmp_path: Path, golden: nn.Module) -> None:
+    cfg = (
+        "distill_weight_quant_config { ulq_distill { } } distill_data_quant_config "
+        "{ ulq_quantize { clip_max_min { clip_max: 3 clip_min: -3 } } }"
+    )
+    student = create_distill_model(make_config(golden, tmp_path / "c.json", cfg), golden, EXAMPLE)
+    student(X[:2])
+    modules = [student.get_submodule(name) for name in ("c1", "b1", "r")]
+    sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.5, momentum=0.9)
+
+    def groups(rates: Rates) -> list[tuple[int, float, float]]:
+        optimizer = GroupOptimiser(modules, rates)._optimizer
+        return [(len(g["params"]), g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+
+    # Weight, bias and the batch norm's two; two bounds, at half of the full range; the scales.
+    assert groups(Rates(1e-3)) == [(4, 1e-3, 0.01), (2, 0.05, 0.0), (1, 1e-4, 0.0)]
+    assert groups(Rates(1e-3, compat=True)) == [(4, 1e-3, 0.01), (2, 0.1, 0.01), (1, 1e-4, 0.01)]
+    assert groups(Rates(1e-3, sgd)) == [(4, 0.5, 0.0), (2, 0.05, 0.0), (1, 1e-4, 0.0)]
+    assert groups(Rates(1e-3, sgd, compat=True)) == [(7, 0.5, 0.0)]
+
+
 def test_every_optimiser_of_torch_that_takes_parameters_works(
     golden: nn.Module, golden_file: str, golden_student: nn.Module
 ) -> None:
@@ -745,6 +797,20 @@ def test_teacher_and_student_must_be_what_they_are(
     rows = DataLoader([{"x": row} for row in X], batch_size=8)  # type: ignore[arg-type, var-annotated]
     with pytest.raises(ValueError, match="an item of the loader begins with a dict"):
         distill(golden, golden_student, golden_file, rows)
+
+
+class Stream(torch.utils.data.IterableDataset[Tensor]):
+    def __iter__(self) -> Any:
+        return iter(X)
+
+
+def test_a_loader_that_does_not_know_its_length(
+    golden: nn.Module, golden_file: str, golden_student: nn.Module, in_memory: dict[str, Tensor]
+) -> None:
+    student = copy.deepcopy(golden_student)
+    stream = DataLoader(Stream(), batch_size=8)
+    distill(golden, student, golden_file, stream, epochs=2, keep_best=False)
+    assert same(state(student), in_memory, "cur_batch")
 
 
 class Empty(torch.utils.data.IterableDataset[Tensor]):
