@@ -47,7 +47,9 @@ class BlockSource(Protocol):
         """A batch of the open group."""
         ...
 
-    def close_group(self) -> None: ...
+    def close_group(self) -> None:
+        """The open group is trained: what only it needed can go."""
+        ...
 
 
 @dataclass(frozen=True)
