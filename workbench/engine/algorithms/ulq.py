@@ -168,7 +168,8 @@ class _PassThrough(torch.autograd.Function):
 
 
 def _on_host(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu"
+    """Whether its value may be read; a compiler would have to leave its graph for it."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _to_grid(t: Tensor, grid: _Grid) -> Tensor:

@@ -357,3 +357,28 @@ def test_a_model_without_a_graph_is_trained() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[1]
+
+
+def test_a_trained_operator_compiles_to_one_graph() -> None:
+    operator = Conv2dQAT(2, 3, 3, config=ULQ)
+    x = random(1, 2, 6, 6)
+    operator(x)
+    expected = operator(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad for name, p in operator.named_parameters()}
+    operator.zero_grad()
+    found = torch.compile(operator, backend="eager", fullgraph=True)(x)
+    found.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    for name, parameter in operator.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_inference_mode_finds_the_bounds_and_training_goes_on() -> None:
+    operator = Conv2dQAT(2, 3, 1, config={"retrain_data_config": {"batch_num": 2}})
+    with torch.inference_mode():
+        operator(random(1, 2, 4, 4))
+    operator(random(1, 2, 4, 4, seed=1))
+    assert operator.initialised("acts_")
+    operator(random(1, 2, 4, 4)).sum().backward()
+    assert operator.weight.grad is not None
