@@ -217,6 +217,15 @@ def test_from_float_takes_its_own_layer_only(error: type[Exception]) -> None:
         Conv2dQAT.from_float(Conv2dQAT(2, 3, 1))
     with pytest.raises(error, match="parametrisation"):
         Conv2dQAT.from_float(weight_norm(nn.Conv2d(2, 3, 1)))
+    with pytest.raises(error, match="forward of its own"):
+        Conv2dQAT.from_float(Standardised(2, 3, 1))
+    with pytest.raises(error, match="shape"):
+        Conv2dQAT.from_float(nn.LazyConv2d(3, 1))
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight / self.weight.std(), self.bias)
 
 
 def test_wrong_inputs() -> None:

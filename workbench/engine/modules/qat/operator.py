@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.engine.modules.qat.onnx_nodes import is_exporting
@@ -115,16 +116,26 @@ class LayerOperator(QATOperator):
         are clones. ``mod`` is not changed. Raises an error that is both ``TypeError`` and
         ``RuntimeError`` for anything but the torch layer, and what the constructor raises.
         """
+        where = f"{cls.__name__}.from_float"
         if not isinstance(mod, cls.float_class) or isinstance(mod, QuantisingModule):
             raise UnfitLayer(
                 f"mod is a {type(mod).__name__}; allowed: torch.nn.{cls.float_class.__name__}",
-                where=f"{cls.__name__}.from_float",
+                where=where,
+            )
+        if type(mod).forward is not cls.float_class.forward:
+            raise UnfitLayer(
+                f"mod is a {type(mod).__name__} with a forward of its own, which would be lost",
+                where=where,
             )
         if not set(cls.weights) <= set(mod._parameters):
             raise UnfitLayer(
                 "mod computes its weight in every forward (weight_norm, a parametrisation)",
-                where=f"{cls.__name__}.from_float",
+                where=where,
                 hint="Remove it first, so that the weight is a parameter.",
+            )
+        if any(is_lazy(parameter) for parameter in mod.parameters()):
+            raise UnfitLayer(
+                "mod does not know its shape yet", where=where, hint="Run the model once first."
             )
         operator = cls.__new__(cls)
         vars(operator).update(_shallow(mod))
