@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -82,7 +84,9 @@ def test_a_shared_module_is_replaced_at_all_its_places_and_parameters_are_the_sa
     model(x)
     assert convert(model) is model
     assert model.first["proj"] is model.second["proj"]
-    assert {entry.action for entry in quantization_report(model)} == {"converted"}
+    report = quantization_report(model)
+    assert {entry.action for entry in report} == {"converted"}
+    assert {entry.note for entry in report} == {"scales are rounded to bfloat16"}
     assert torch.equal(model.embedding.weight, before["embedding.weight"])
     assert "NpuQuantizationLinear" in kinds(model) and "Linear" not in kinds(model)
     again = model(x)
@@ -209,6 +213,24 @@ def test_a_converted_model_is_saved_and_loaded() -> None:
     models[1].load_state_dict(models[0].state_dict(), strict=True)
     assert torch.equal(models[0](x), models[1](x))
     assert "scale_factor" in {key.rpartition(".")[2] for key in models[0].state_dict()}
+
+
+def test_a_converted_layer_lets_go_of_the_float_weight() -> None:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).half()
+    weights_alive = [weakref.ref(layer.weight) for layer in model]
+    quantize(model)
+    alive: list[int] = []
+
+    def count(_event: Event) -> None:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in weights_alive))
+
+    convert(model, on_event=count)
+    # The one in hand is let go with the next.
+    assert alive == [3, 2, 1]
+    gc.collect()
+    assert not any(ref() for ref in weights_alive)
+    assert all(value.is_contiguous() for value in model.state_dict().values())
 
 
 def test_statistics_move_with_the_model() -> None:

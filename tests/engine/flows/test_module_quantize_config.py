@@ -190,6 +190,12 @@ def parse_and_select(given: dict[str, Any]) -> None:
             ({"algorithm": {"smoothquant": {"smooth_strength": value}}}, "smooth_strength")
             for value in (1, 0, 1.0, "0.5", float("nan"))
         ),
+        (
+            {"algorithm": {"minmax": {"x": 1}}},
+            r"algorithm.minmax is \{'x': 1\}; allowed: no options",
+        ),
+        ({"algorithm": {"awq": 5}}, "algorithm.awq is 5"),
+        ({"quant_cfg": {1: weights()}}, "quant_cfg key is 1"),
         ({"algorithm": "magic"}, "algorithm is 'magic'; allowed: minmax"),
         ({"algorithm": {"minmax", "gptq"}}, "gptq and minmax; allowed: one that takes Linear"),
         ({"skip_layers": [1]}, "skip_layers is 1"),

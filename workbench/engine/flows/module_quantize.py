@@ -33,6 +33,8 @@ REPORT = "_quant_report"
 
 _SCALE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+_HALVES = (torch.float16, torch.bfloat16)
+
 Action = Literal["calibrating", "converted", "float"]
 
 
@@ -41,7 +43,8 @@ class LayerReport:
     """What became of a layer.
 
     ``action``: "calibrating", "converted" or "float". ``kind`` is the class it had, ``formats``
-    what it was to become ("int8/int8"; "–/int4": inputs stay float).
+    what it was to become ("int8/int8"; "–/int4": inputs stay float). ``reason``: why it stayed
+    float; ``note``: what a converted layer computes otherwise than the calibrated one.
     """
 
     name: str
@@ -50,6 +53,7 @@ class LayerReport:
     reason: str = ""
     algorithm: str = ""
     formats: str = ""
+    note: str = ""
 
 
 def quantize(
@@ -134,8 +138,12 @@ def convert(
     _check_calibrated(found)
     report = {entry.name: entry for entry in vars(model).get(REPORT, ())}
     unchanged: list[str] = []
-    for done, (name, module) in enumerate(found, 1):
+    total = len(found)
+    found.reverse()
+    while found:
         check(cancel)
+        # Nothing here holds on to a layer whose weight is replaced by a smaller one.
+        name, module = found.pop()
         entry = report.get(name, LayerReport(name, type(module).__name__, "float"))
         new: nn.Module | None = None
         if not isinstance(module, BaseQuantizeModule):
@@ -150,8 +158,8 @@ def convert(
         if new is not None:
             new.train(module.training)
             replace_everywhere(model, module, new)
-            report[name] = replace(entry, action="converted", reason="")
-        emit(on_event, Progress("convert", done, len(found)))
+            report[name] = replace(entry, action="converted", reason="", note=_rounding(new))
+        emit(on_event, Progress("convert", total - len(found), total))
     setattr(model, REPORT, tuple(report.values()))
     if unchanged:
         logger.warning(
@@ -173,6 +181,13 @@ def quantization_report(model: nn.Module) -> tuple[LayerReport, ...]:
             "the model has no report", where="quantization_report()", hint="Call quantize() first."
         )
     return cast(tuple[LayerReport, ...], report)
+
+
+def _rounding(module: nn.Module) -> str:
+    """That scales are stored in a narrower type than they were calibrated in."""
+    scales = (module._buffers.get(name) for name in ("act_scale", "scale_w", "scale_factor"))
+    narrow = {str(s.dtype) for s in scales if s is not None and s.dtype in _HALVES}
+    return f"scales are rounded to {narrow.pop().removeprefix('torch.')}" if narrow else ""
 
 
 def _check_calibrated(found: list[tuple[str, nn.Module]]) -> None:

@@ -57,12 +57,13 @@ _KV_CACHE = {
     "strategy": one_of("str", "tensor"),
 }
 _FIELDS = {"weights": _WEIGHTS, "inputs": _INPUTS, "kvcache": _KV_CACHE}
-_OPTIONS = {
+OPTIONS = {
     "awq": {"grids_num": Field("int", "a whole number above 0", lambda value: value > 0)},
     "smoothquant": {
         "smooth_strength": Field("float", "a number inside (0, 1)", lambda value: 0 < value < 1)
     },
 }
+"""Built-in algorithms with options, all of which must be given."""
 _OPTIONAL = {
     "gptq": {
         "damping": Field("float", "a number in (0, 1]", lambda value: 0 < value <= 1),
@@ -271,8 +272,8 @@ def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] 
     for name, options in names.items():
         if name in _OPTIONAL and options is not None:
             checker.section("", f"algorithm.{name}", options, _OPTIONAL[name])
-        if name in _OPTIONS:
-            fields = _OPTIONS[name]
+        if name in OPTIONS:
+            fields = OPTIONS[name]
             given = {} if options is None else options
             checker.section("", f"algorithm.{name}", given, fields)
             if isinstance(given, dict):

@@ -12,7 +12,7 @@ from torch import nn
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.files.problems import Problem, raise_problems
-from workbench.engine.flows.module_quantize_config import LayerConfig, ModuleQuantConfig
+from workbench.engine.flows.module_quantize_config import OPTIONS, LayerConfig, ModuleQuantConfig
 from workbench.engine.flows.module_quantize_rules import (
     Target,
     combination_problems,
@@ -81,6 +81,12 @@ def check_algorithms(config: ModuleQuantConfig) -> dict[str, tuple[str, Register
         Problem("", "algorithm", repr(name), ", ".join(known_algorithms()))
         for name in config.algorithms
         if name not in known_algorithms()
+    ]
+    problems += [
+        Problem("", f"algorithm.{name}", repr(options), "no options")
+        for name, options in config.algorithms.items()
+        if options and name not in OPTIONS and name in known_algorithms()
+        if all(op.built_in for op in source_ops(name).values())
     ]
     raise_problems(problems, source=_SOURCE)
     by_source: dict[str, tuple[str, Registered]] = {}
