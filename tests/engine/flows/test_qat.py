@@ -385,10 +385,10 @@ def test_a_text_config_decides_and_is_checked(files: Files) -> None:
 
 
 def test_layers_that_stay_float_are_said_with_their_reason(files: Files) -> None:
-    class Recurrent(nn.Module):
+    class Stacked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rnn = nn.LSTM(4, 4)
+            self.rnn = nn.LSTM(4, 4, num_layers=2)
             self.head = nn.Linear(4, 2)
 
         def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Tensor:
@@ -396,12 +396,10 @@ def test_layers_that_stay_float_are_said_with_their_reason(files: Files) -> None
             return out
 
     events: list[Event] = []
-    x, state = torch.randn(3, 2, 4), torch.zeros(1, 2, 4)
-    create_quant_retrain_config(
-        files.config, Recurrent(), (x, state, state), on_event=events.append
-    )
+    x, state = torch.randn(3, 2, 4), torch.zeros(2, 2, 4)
+    create_quant_retrain_config(files.config, Stacked(), (x, state, state), on_event=events.append)
     notices = [event.message for event in events if isinstance(event, Notice)]
-    assert any("rnn: LSTM layers are trained as single operators" in text for text in notices)
+    assert any("rnn: it stacks 2 layers" in text for text in notices)
     assert "rnn" not in json.loads(Path(files.config).read_text())
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.engine.files.config_rules import Reader
-from workbench.engine.files.layer_rules import LayerFacts, channel_wise_words, weight_bits_obstacle
+from workbench.engine.files.layer_rules import LayerFacts, channel_wise_words
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.retrain_config import (
     RetrainConfig,
@@ -24,6 +24,7 @@ from workbench.engine.files.retrain_rules import (
     DATA_KEYS,
     RETRAIN_TYPES,
     data_type_obstacle,
+    int4_weight_obstacle,
     pair_problem,
     retrain_model_problems,
 )
@@ -290,7 +291,7 @@ class _Resolver:
                 self.warnings.append(f"{layer.name}: channel_wise is false ({words})")
             channel_wise = False
         weight_type = settings.weight_type or default.dst_type
-        if weight_type == "INT4" and (words := weight_bits_obstacle(layer, 4)):
+        if weight_type == "INT4" and (words := int4_weight_obstacle(layer)):
             self.warnings.append(f"{layer.name}: weights of INT8 instead of INT4 ({words})")
             weight_type = "INT8"
         data_type = settings.data_type or "INT8"

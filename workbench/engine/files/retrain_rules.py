@@ -85,6 +85,13 @@ def data_type_obstacle(layer: LayerFacts, dst_type: str) -> str:
     return ""
 
 
+def int4_weight_obstacle(layer: LayerFacts) -> str:
+    """Why the layer's weights cannot be trained with 4 bits; empty when they can."""
+    if layer.type in RECURRENT:
+        return f"{layer.type} layers are trained with weights of INT8"
+    return weight_bits_obstacle(layer, 4)
+
+
 class RetrainReader(KeyChecker):
     """Checks the parsed JSON piece by piece and collects every problem on the way."""
 
@@ -154,5 +161,5 @@ class RetrainReader(KeyChecker):
             self.add(name, f"{WEIGHT}.channel_wise", True, channel_wise_words(layer.type))
         if words := data_type_obstacle(layer, data_type):
             self.add(name, f"{DATA}.dst_type", data_type, words)
-        if weight_type == "INT4" and (words := weight_bits_obstacle(layer, 4)):
+        if weight_type == "INT4" and (words := int4_weight_obstacle(layer)):
             self.add(name, f"{WEIGHT}.dst_type", "INT4", words)

@@ -14,8 +14,10 @@ from workbench.engine.flows.qat_layers import Treatment
 from workbench.engine.flows.qat_state import wrappers
 from workbench.engine.graph.layers import LayerInfo
 from workbench.engine.modules.qat.comp_module import CompModule
+from workbench.engine.modules.qat.operator_config import OperatorConfig
 from workbench.engine.modules.qat.quantisers import ActivationSettings, WeightSettings
 from workbench.engine.modules.qat.retrain_quant import RetrainQuant
+from workbench.engine.modules.qat.rnn_retrain_quant import RNNRetrainQuant
 from workbench.engine.modules.sparsity.sparse_comp_module import SparseCompModule
 from workbench.engine.modules.sparsity.sparse_module import SparseModule
 
@@ -34,12 +36,18 @@ def insert_quantisers(
     made: dict[str, CompModule] = {}
     replaced: dict[int, nn.Module] = {}
     for name, treatment in treatments.items():
-        made[name] = _comp_module(modules[name], config, layers[name], treatment)
+        layer = modules[name]
+        if isinstance(layer, nn.LSTM | nn.GRU):
+            replaced[id(layer)] = RNNRetrainQuant(
+                layer, name, _operator_config(config, name, treatment)
+            )
+            continue
+        made[name] = _comp_module(layer, config, layers[name], treatment)
         if treatment.owner != name:
             made[name].share(made[treatment.owner])
         made[name].leads = treatment.leads
         norm = modules[treatment.norm] if treatment.norm else None
-        replaced[id(modules[name])] = RetrainQuant(made[name], norm)
+        replaced[id(layer)] = RetrainQuant(made[name], norm)
         if norm is not None:
             identity = nn.Identity()
             identity.training = norm.training
@@ -52,7 +60,7 @@ def remove_quantisers(model: nn.Module, treatments: Mapping[str, Treatment]) -> 
     modules = dict(model.named_modules())
     replaced: dict[int, nn.Module] = {}
     for name, wrapper in wrappers(model).items():
-        replaced[id(wrapper)] = wrapper.quant_module.replaced_module
+        replaced[id(wrapper)] = wrapper.original
         if wrapper.bn_module is not None:
             replaced[id(modules[treatments[name].norm])] = wrapper.bn_module
     replace_modules(model, replaced)
@@ -63,13 +71,7 @@ def _comp_module(
 ) -> CompModule:
     settings = config.layers[info.name]
     transposed = info.type.startswith("ConvTranspose")
-    activation = ActivationSettings(
-        bits=settings.data.bits,
-        batch_num=config.batch_num,
-        fixed_min=treatment.fixed_min,
-        clip_max=settings.data.clip_max,
-        clip_min=settings.data.clip_min,
-    )
+    activation = _activation(config, info.name, treatment)
     weight = WeightSettings(
         bits=settings.weight.bits,
         trained_scales=settings.weight.algo == "ulq_retrain",
@@ -79,6 +81,27 @@ def _comp_module(
     if isinstance(layer, SparseModule):
         return SparseCompModule(layer, info.name, activation, weight)
     return CompModule(layer, info.name, activation, weight)
+
+
+def _operator_config(config: RetrainConfig, name: str, treatment: Treatment) -> OperatorConfig:
+    settings = config.layers[name].weight
+    return OperatorConfig(
+        enabled=True,
+        data=_activation(config, name, treatment),
+        trained_scales=settings.algo == "ulq_retrain",
+        channel_wise=settings.channel_wise,
+    )
+
+
+def _activation(config: RetrainConfig, name: str, treatment: Treatment) -> ActivationSettings:
+    settings = config.layers[name].data
+    return ActivationSettings(
+        bits=settings.bits,
+        batch_num=config.batch_num,
+        fixed_min=treatment.fixed_min,
+        clip_max=settings.clip_max,
+        clip_min=settings.clip_min,
+    )
 
 
 def replace_modules(model: nn.Module, replaced: Mapping[int, nn.Module]) -> None:

@@ -44,12 +44,7 @@ def retrain_layers(captured: Captured) -> dict[str, LayerInfo]:
 
 def _judged(info: LayerInfo) -> LayerInfo:
     reason = ""
-    if info.type in RECURRENT:
-        reason = (
-            f"{info.type} layers are trained as single operators only ({info.type}QAT), not in a "
-            "graph"
-        )
-    elif info.type not in RETRAIN_TYPES:
+    if info.type not in RETRAIN_TYPES:
         reason = f"{info.type} is not trained for quantisation"
     return replace(info, eligible=False, reason=reason) if info.eligible and reason else info
 
@@ -77,7 +72,9 @@ def _groups(captured: Captured, config: RetrainConfig, enabled: Iterable[str]) -
     sources = input_sources(captured)
     groups: dict[object, list[str]] = {}
     for name in enabled:
-        groups.setdefault((sources[name], config.layers[name]), []).append(name)
+        # A recurrent layer is an operator of its own, with its quantisers inside.
+        source = name if captured.layers[name].type in RECURRENT else sources[name]
+        groups.setdefault((source, config.layers[name]), []).append(name)
     return list(groups.values())
 
 

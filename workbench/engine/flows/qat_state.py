@@ -102,15 +102,21 @@ class QatState:
         settings = self.config.layers[name]
         mode = self.config.fakequant_precision_mode
         forced = mode == "FORCE_FP16_QUANT" and not self.compat
+        precision = to_half_precision if forced else float
         scales = tuple(found.scale_w.tolist())
+        recurrent = () if found.scale_r is None else tuple(found.scale_r.tolist())
         return LayerRecord(
-            scale_d=to_half_precision(found.scale_d) if forced else found.scale_d,
+            scale_d=precision(found.scale_d),
             offset_d=found.offset_d,
             scale_w=scales,
             offset_w=(0,) * len(scales),
             act_type=settings.data.dst_type,
             wts_type=settings.weight.dst_type,
             fakequant_precision_mode=mode if forced else None,
+            scale_h=None if found.scale_h is None else precision(found.scale_h),
+            offset_h=found.offset_h,
+            scale_r=recurrent,
+            offset_r=(0,) * len(recurrent),
         )
 
     def write(self, record: Record, record_file: str) -> None:
@@ -162,9 +168,7 @@ class QatState:
 
     def _evaluated(self, model: nn.Module) -> None:
         layers = wrappers(model)
-        waiting = [
-            name for name, layer in layers.items() if not layer.quant_module.is_initialised()
-        ]
+        waiting = [name for name, layer in layers.items() if not layer.is_initialised()]
         if waiting:
             log.info("no record yet: %s wait for more batches", ", ".join(waiting))
             return
@@ -205,9 +209,9 @@ def is_main_process() -> bool:
 def require_initialised(function: str, model: nn.Module, batch_num: int) -> None:
     """Raise ``WrongState`` naming the layers that have not seen ``batch_num`` batches."""
     waiting = {
-        name: layer.quant_module.batches_seen()
+        name: layer.batches_seen()
         for name, layer in wrappers(model).items()
-        if not layer.quant_module.is_initialised()
+        if not layer.is_initialised()
     }
     if waiting:
         seen = ", ".join(f"{name} ({count} of {batch_num})" for name, count in waiting.items())

@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 from workbench.engine.graph.capture import Captured
+from workbench.engine.graph.eligibility import MAIN_OPERATORS
 
 _aten = torch.ops.aten
 
@@ -45,8 +46,10 @@ def non_negative_input(captured: Captured, layer: str, *, compat: bool = False) 
     and concatenations of them keep it so. ``compat``: the input's producer must be a ReLU itself,
     as in the reference. Chapter 30 section 4.3.
     """
+    operators = MAIN_OPERATORS[captured.layers[layer].type]
     calls = captured.facts.calls.get(layer, [])
-    given = calls[0].nodes[0].args[0] if calls else None
+    main = [node for call in calls for node in call.nodes if node.target in operators]
+    given = main[0].args[0] if main else None
     if not isinstance(given, Node):
         return False
     if compat:

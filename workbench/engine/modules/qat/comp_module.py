@@ -35,12 +35,16 @@ class Factors:
     """What a record and a float file need of a layer: everything with its batch norm folded in.
 
     ``scale_w``: float32 ``(Cout,)`` or ``(1,)``. ``weight``: values on the grid of ``scale_w``.
+    The last three are those of an LSTM's or GRU's hidden state and recurrent weight.
     """
 
     scale_d: float
     offset_d: int
     scale_w: Tensor
     weight: Tensor
+    scale_h: float | None = None
+    offset_h: int | None = None
+    scale_r: Tensor | None = None
 
 
 class CompModule(QuantisingModule):

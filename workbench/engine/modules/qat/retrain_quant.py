@@ -42,6 +42,19 @@ class RetrainQuant(nn.Module):
         sign = torch.where(gamma < 0, -1.0, 1.0)
         return self.bn_module(self.quant_module(input, *args, sign=sign, **kwargs))
 
+    @property
+    def original(self) -> nn.Module:
+        """The float layer, over the parameters that are trained."""
+        return self.quant_module.replaced_module
+
+    def is_initialised(self) -> bool:
+        """Whether the clip bounds were found, given or loaded."""
+        return self.quant_module.is_initialised()
+
+    def batches_seen(self) -> int:
+        """How many batches the search for the clip bounds has seen; 0 when it is over."""
+        return self.quant_module.batches_seen()
+
     @torch.no_grad()
     def factors(self) -> Factors:
         """What a record and a float file need now, the batch norm's statistics folded in."""
@@ -61,9 +74,10 @@ class RetrainQuant(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             modules = self.__dict__.get("_modules", {})
-            if name.startswith("_") or "quant_module" not in modules:
+            # "original" itself: a property that fails is asked for here again.
+            if name.startswith("_") or name == "original" or "quant_module" not in modules:
                 raise
-            return getattr(modules["quant_module"].replaced_module, name)
+            return getattr(self.original, name)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         raise data_parallel_refused(f"layer {self.quant_module.layer_name}")
