@@ -62,8 +62,10 @@ OPTIONS = {
     "smoothquant": {
         "smooth_strength": Field("float", "a number inside (0, 1)", lambda value: 0 < value < 1)
     },
+    "ofmr": {"centred": _BOOL},
 }
-"""Built-in algorithms with options, all of which must be given."""
+"""Built-in algorithms with options."""
+_MAY_MISS = ("centred",)
 _OPTIONAL = {
     "gptq": {
         "damping": Field("float", "a number in (0, 1]", lambda value: 0 < value <= 1),
@@ -277,7 +279,7 @@ def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] 
             given = {} if options is None else options
             checker.section("", f"algorithm.{name}", given, fields)
             if isinstance(given, dict):
-                for key in fields.keys() - given.keys():
+                for key in fields.keys() - given.keys() - set(_MAY_MISS):
                     _missing(checker, f"algorithm.{name}.{key}", fields[key].allowed)
     return names
 

@@ -260,6 +260,26 @@ def test_convolutions_of_every_padding_run_weight_only_too(convolution: nn.Conv2
     assert model[0].act_scale is None
 
 
+def test_ofmr_may_centre_its_candidates_on_the_range() -> None:
+    layer = linear(64, 8)
+    layer.weight *= 2.0**-24
+    x = tokens(4, 64) * 2.0**20
+    plain, centred = (
+        calibrating(
+            layer, config({"ofmr": options}, weights("float8_e4m3fn"), inputs("float8_e4m3fn"))
+        )
+        for options in ({}, {"centred": True})
+    )
+    losses = []
+    for model in (plain, centred):
+        model(x)
+        losses.append(error(model, layer, x) / float(layer(x).var()))
+    # Around 1 the weights are too small for float8 and the inputs too large.
+    assert losses[0] > 0.1 and losses[1] < 0.01
+    largest = math.log2(float(x.abs().max()) / 448)
+    assert abs(math.log2(float(centred[0].scale_d)) - largest) <= 6
+
+
 def test_quantile_averages_maxima_and_takes_magnitudes_of_weights() -> None:
     layer = linear()
     layer.weight[4] = -layer.weight[4].abs()

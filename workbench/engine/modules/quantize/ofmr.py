@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,16 +14,30 @@ from workbench.engine.algorithms.tokens import not_finite
 from workbench.engine.errors import WrongState
 from workbench.engine.modules.quantize.base import CalibrationModule
 from workbench.engine.modules.quantize.convolution import Convolution
+from workbench.engine.numerics.formats import ELEMENT_FORMATS
 
 EXPONENTS = range(-5, 6)
 
 
 class OutputError:
-    """Squared error of the output for each candidate, summed over calls."""
+    """Squared error of the output for each candidate ``2^(centre + k)``, summed over calls."""
 
     def __init__(self, outputs: int | None, device: torch.device) -> None:
         shape = (len(EXPONENTS),) if outputs is None else (len(EXPONENTS), outputs)
         self.loss = torch.zeros(shape, device=device)
+        self.centre = 0
+
+    def centre_on(self, values: Tensor, target: float) -> None:
+        """Let the middle candidate bring the largest of ``values`` near ``target``."""
+        largest = float(values.detach().abs().amax())
+        usable = 0 < largest < math.inf
+        self.centre = round(math.log2(largest / target)) if usable else 0
+
+    def candidates(self) -> Iterator[tuple[int, Factors]]:
+        """Place in ``loss`` and scale [1, 1] of each candidate."""
+        for place, exponent in enumerate(EXPONENTS):
+            scale = 2.0 ** (self.centre + exponent)
+            yield place, Factors(torch.full((1, 1), scale, device=self.loss.device))
 
     def best(self) -> Tensor:
         """Scales, one or one per output; of equals the smallest."""
@@ -32,13 +48,14 @@ class OutputError:
                 "no scale gives a finite error of the output",
                 hint="Check the calibration data, or leave this layer in float.",
             )
-        return torch.exp2(index.reshape(-1).float() + EXPONENTS[0])
+        return torch.exp2(index.reshape(-1).float() + (self.centre + EXPONENTS[0]))
 
 
 class OfmrQuant(CalibrationModule):
     """Linear and Conv2d, hifloat8 and float8; weights and inputs are searched apart.
 
-    ``scale_w`` is [1], or per channel [N, 1] (Linear) and [N] (Conv2d). Chapter 25 section 7.5.
+    With the option ``centred`` the candidates lie around the range of what is scaled, else around
+    1. ``scale_w`` is [1], or per channel [N, 1] (Linear) and [N] (Conv2d). Chapter 25 section 7.5.
     """
 
     def __init__(
@@ -50,6 +67,11 @@ class OfmrQuant(CalibrationModule):
         outputs = self.weight.shape[0] if per_channel else None
         self._weight_error = OutputError(outputs, self.weight.device)
         self._input_error = OutputError(None, self.weight.device)
+        options = quant_config["algorithm"].get("ofmr") or {}
+        self._centred = bool(options.get("centred"))
+        if self._centred:
+            target = ELEMENT_FORMATS[self.weight_format.type].scale_target
+            self._weight_error.centre_on(self.weight, target)
 
     def statistics(self) -> dict[str, Any]:
         return {"weight_error": self._weight_error, "input_error": self._input_error}
@@ -76,20 +98,21 @@ class OfmrQuant(CalibrationModule):
         output = self.float_forward(x).double()
         if not bool(torch.isfinite(x).all()):
             raise not_finite()
+        if self.cur_batch == 0 and self.inputs and self._centred:
+            self._input_error.centre_on(x, self.inputs.element.scale_target)
         # All but the outputs; a candidate's error is measured without the other's.
         axis = -1 if self.convolution is None else -3
         others = [i for i in range(output.dim()) if i != output.dim() + axis]
-        for place, exponent in enumerate(EXPONENTS):
-            scale = Factors(torch.full((1, 1), 2.0**exponent, device=x.device))
+        for place, scale in self._weight_error.candidates():
             weight = self.weight_format.fake_quantize(self.weight, scale)
             error = (self._apply_weight(x, weight, self.bias) - output).square()
             per_channel = self._weight_error.loss.dim() == 2
             total = error.sum(others) if per_channel else error.sum()
             self._weight_error.loss[place] += (total / output.numel()).float()
-            if self.inputs:
-                moved = self._fake_input(x, scale.scale.reshape(1))
-                error = (self._apply_weight(moved, self.weight, self.bias) - output).square()
-                self._input_error.loss[place] += (error.sum() / output.numel()).float()
+        for place, scale in self._input_error.candidates() if self.inputs else ():
+            moved = self._fake_input(x, scale.scale.reshape(1))
+            error = (self._apply_weight(moved, self.weight, self.bias) - output).square()
+            self._input_error.loss[place] += (error.sum() / output.numel()).float()
 
     def finish(self) -> None:
         scale = self._weight_error.best()
