@@ -89,8 +89,8 @@ class QatState:
         return float_reasons(self.layers, self.treatments)
 
     def ranges(self) -> dict[str, TensorRange]:
-        """Of layer outputs, additions and inputs in the last evaluation; empty before one."""
-        return self._recorder.ranges(self._unreliable)
+        """Of layer outputs, additions and inputs, if the model was evaluated as it is now."""
+        return {} if self.stale else self._recorder.ranges(self._unreliable)
 
     def record(self, factors: Mapping[str, Factors], model: nn.Module) -> Record:
         """The record of these factors, in order of execution, and of what ``model`` lost."""

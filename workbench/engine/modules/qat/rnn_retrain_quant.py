@@ -27,7 +27,7 @@ class RNNRetrainQuant(RetrainQuant):
     quant_module: Any
 
     def __init__(self, layer: nn.LSTM | nn.GRU, name: str, config: OperatorConfig) -> None:
-        operator = _OPERATORS[layer.mode].from_float(layer, config)
+        operator: Any = _OPERATORS[layer.mode].from_float(layer, config)
         operator.layer_name = name
         super().__init__(operator)
         # In a tuple, so that the parameters have one name in the state dict.
