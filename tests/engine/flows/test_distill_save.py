@@ -21,6 +21,7 @@ from workbench.engine import (
     save_distill_model,
 )
 from workbench.engine.files.record import Record, read_record
+from workbench.engine.files.sidecar import read_sidecar
 
 X = pictures(64)
 EXAMPLE = (X[:2],)
@@ -62,7 +63,7 @@ def outputs_of(file: Path, x: Tensor) -> np.ndarray[Any, Any]:
 def test_the_files(saved: tuple[nn.Module, Path, Record]) -> None:
     _, folder, record = saved
     names = sorted(path.name for path in (folder / "out").iterdir())
-    assert names == ["net_deploy_model.onnx", "net_fake_quant_model.onnx"]
+    assert names == [f"net_{kind}_model.onnx" for kind in ("deploy", "fake_quant", "qdq")]
     model = onnx.load(folder / "out" / names[1])
     assert model.graph.input[0].name == "picture"
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
@@ -85,6 +86,22 @@ def test_the_fake_quant_file_computes_what_the_student_does(
     step = (layer.scale_d or 0.0) * max(layer.scale_w) * 127
     assert np.abs(found - expected).max() <= step
     assert np.abs(found - expected).mean() <= 0.01 * expected.std()
+
+
+def test_the_file_with_int8_kernels_is_near(saved: tuple[nn.Module, Path, Record]) -> None:
+    student, folder, _ = saved
+    with torch.no_grad():
+        expected = student(X).numpy()
+    found = outputs_of(folder / "out" / "net_qdq_model.onnx", X)
+    signal, noise = np.square(expected).mean(), np.square(found - expected).mean()
+    assert 10 * np.log10(signal / noise) > 30
+    ranges = read_sidecar(folder / "record.txt").ranges
+    # What the first layer gives with its batch norm in it, and the sum of the residual block.
+    with torch.no_grad():
+        first = student.get_submodule("b1")(student.get_submodule("c1")(X[:16]))
+    assert ranges["c1"].high == pytest.approx(float(first.max()))
+    assert ranges["input:picture"].low == pytest.approx(float(X[:16].min()))
+    assert "#add0" in ranges
 
 
 def test_the_scales_have_the_batch_norms_in_them(saved: tuple[nn.Module, Path, Record]) -> None:

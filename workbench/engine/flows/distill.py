@@ -20,6 +20,7 @@ from workbench.engine.files.problems import raise_problems
 from workbench.engine.files.sidecar import Sidecar, read_sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_path, check_type
 from workbench.engine.flows.distill_groups import chain_problems, find_groups
+from workbench.engine.flows.distill_ranges import StudentRanges
 from workbench.engine.flows.distill_student import (
     layers_in_module_order,
     make_student,
@@ -30,6 +31,8 @@ from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.flows.qat import wrapped_like
 from workbench.engine.flows.qat_state import unwrapped
 from workbench.engine.graph.capture import capture
+from workbench.engine.graph.folding import plan_folding
+from workbench.engine.graph.sources import input_names
 
 log = logging.getLogger("workbench.engine.flows.distill")
 
@@ -124,4 +127,7 @@ def create_distill_model(
     extended = read_sidecar(config_file).options.get(EXTENDED_TYPES, False) is True
     problems = chain_problems(captured, config.groups, extended_types=extended)
     raise_problems(problems, source=config_file)
-    return wrapped_like(model, make_student(inner, captured, config, compat=compat))
+    student = make_student(inner, captured, config, compat=compat)
+    norms = {pair.conv: pair.bn for pair in plan_folding(captured, sync=True).pairs}
+    StudentRanges(captured.taps, input_names(captured), norms).attach(student)
+    return wrapped_like(model, student)

@@ -38,6 +38,7 @@ from workbench.engine.flows.distill_models import (
     written_back,
 )
 from workbench.engine.flows.distill_optimiser import Rates, trainable
+from workbench.engine.flows.distill_ranges import ranges_of
 from workbench.engine.flows.distill_sample import (
     DistillSampleBase,
     ModelSingleTensorInput,
@@ -59,6 +60,8 @@ log = logging.getLogger("workbench.engine.flows.distill")
 Cache = Literal["auto", "memory", "disk", "none"]
 _CACHES = ("auto", "memory", "disk", "none")
 _DEFAULT_LR = 1e-3
+_RANGE_BATCHES = 8
+"""Batches whose ranges the file with int8 kernels gets, as in quantisation-aware training."""
 
 
 def distill(
@@ -227,11 +230,19 @@ class _Run:
                 reports.append(self._group(group, source, settings))
                 if checkpoint is not None:
                     checkpoint.save(student, reports, self._on_event)
+            self._find_ranges(batches)
             if checkpoint is not None:
                 checkpoint.remove()
             return reports
         finally:
             self._store.close()
+
+    def _find_ranges(self, batches: int) -> None:
+        student = self._chains.student_model
+        ranges = ranges_of(student)
+        if ranges is not None:
+            count = min(batches, _RANGE_BATCHES)
+            ranges.record(student, (model_batch(self._store, batch) for batch in range(count)))
 
     def _calibrate(self, batches: int, joint: bool) -> None:
         student, count = self._chains.student_model, self._config.batch_num

@@ -24,11 +24,14 @@ from workbench.engine.files.atomic import ensure_writable
 from workbench.engine.files.record import LayerRecord, Record, write_record
 from workbench.engine.files.sidecar import Sidecar, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
+from workbench.engine.flows.distill_ranges import ranges_of
 from workbench.engine.flows.distill_student import make_float, student_layers
 from workbench.engine.flows.ptq import mark_data_types
 from workbench.engine.flows.qat_state import is_main_process, unwrapped
+from workbench.engine.flows.ranges import with_input_names
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.folding import FoldPlan, plan_folding
+from workbench.engine.graph.sources import input_names as graph_inputs
 from workbench.engine.modules.qat.convolutions import Conv2dQAT
 from workbench.engine.modules.qat.linear import LinearQAT
 from workbench.engine.numerics.integer import SMALLEST_NORMAL
@@ -53,7 +56,8 @@ def save_distill_model(
 ) -> None:
     """Write ``{prefix}_fake_quant_model.onnx``, ``{prefix}_deploy_model.onnx`` and the record.
 
-    All factors are computed from the student as it is now; it is not changed. ``record_file`` None:
+    A student that was distilled in this process gets ``{prefix}_qdq_model.onnx``, too. All factors
+    are computed from the student as it is now; it is not changed. ``record_file`` None:
     ``amct_log/scale_offset_record.txt`` under the working directory. Batch norms are folded into
     the convolutions before them. In a distributed run rank 0 writes.
 
@@ -90,6 +94,9 @@ def save_distill_model(
     )
     mark_data_types(float_model, found)
     record = Record(layers={name: factors.record for name, factors in found.items()})
+    known = ranges_of(student)
+    found_ranges = {} if known is None else known.found
+    sidecar = Sidecar(ranges=with_input_names(found_ranges, graph_inputs(captured), input_names))
     with tempfile.TemporaryDirectory(prefix="workbench-distill-") as folder:
         file = Path(folder) / "float.onnx"
         save_onnx(float_model, file)
@@ -97,15 +104,15 @@ def save_distill_model(
         write_quantized(
             file,
             record,
-            Sidecar(),
+            sidecar,
             paths,
             source="the student's factors",
-            to_get_ranges="are known of a distilled model",
+            to_get_ranges="are known; distil the student in this process first",
             on_event=on_event,
             cancel=cancel,
         )
     write_record(record_file, record, warn_if_exists=True)
-    write_sidecar(record_file, Sidecar())
+    write_sidecar(record_file, sidecar)
 
 
 @dataclass(frozen=True)
