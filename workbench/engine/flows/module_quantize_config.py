@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from workbench.engine.files.key_checks import SWITCH, Field, KeyChecker, one_of
+from workbench.engine.files.key_checks import Field, KeyChecker, one_of
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.flows.arguments import check_type
 from workbench.engine.flows.module_quantize_presets import INT8_MINMAX_WEIGHT_QUANT_CFG
@@ -57,23 +57,22 @@ _KV_CACHE = {
     "strategy": one_of("str", "tensor"),
 }
 _FIELDS = {"weights": _WEIGHTS, "inputs": _INPUTS, "kvcache": _KV_CACHE}
-OPTIONS = {
+_MUST = {
     "awq": {"grids_num": Field("int", "a whole number above 0", lambda value: value > 0)},
     "smoothquant": {
         "smooth_strength": Field("float", "a number inside (0, 1)", lambda value: 0 < value < 1)
     },
-    "ofmr": {"centred": _BOOL},
 }
-"""Built-in algorithms with options."""
-_MAY_MISS = ("centred",)
-_OPTIONAL = {
+_MAY: dict[str, dict[str, Field]] = {
     "gptq": {
         "damping": Field("float", "a number in (0, 1]", lambda value: 0 < value <= 1),
-        "activation_order": SWITCH,
+        "activation_order": _BOOL,
         "block_size": Field("int", "a whole number above 0", lambda value: value > 0),
     },
+    "ofmr": {"centred": _BOOL},
 }
-"""Options that may be left out, all of them."""
+WITH_OPTIONS = (*_MUST, *_MAY)
+"""Built-in algorithms with options: those of ``_MUST`` must be given, those of ``_MAY`` may."""
 
 
 @dataclass(frozen=True)
@@ -272,15 +271,14 @@ def _algorithms(checker: KeyChecker, value: Any) -> dict[str, Mapping[str, Any] 
         checker.add("", "algorithm", value, allowed)
         return {}
     for name, options in names.items():
-        if name in _OPTIONAL and options is not None:
-            checker.section("", f"algorithm.{name}", options, _OPTIONAL[name])
-        if name in OPTIONS:
-            fields = OPTIONS[name]
-            given = {} if options is None else options
-            checker.section("", f"algorithm.{name}", given, fields)
-            if isinstance(given, dict):
-                for key in fields.keys() - given.keys() - set(_MAY_MISS):
-                    _missing(checker, f"algorithm.{name}.{key}", fields[key].allowed)
+        if name not in WITH_OPTIONS:
+            continue
+        given = {} if options is None else options
+        needed = _MUST.get(name, {})
+        checker.section("", f"algorithm.{name}", given, {**needed, **_MAY.get(name, {})})
+        if isinstance(given, dict):
+            for key in needed.keys() - given.keys():
+                _missing(checker, f"algorithm.{name}.{key}", needed[key].allowed)
     return names
 
 

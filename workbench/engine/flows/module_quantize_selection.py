@@ -12,7 +12,11 @@ from torch import nn
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.files.problems import Problem, raise_problems
-from workbench.engine.flows.module_quantize_config import OPTIONS, LayerConfig, ModuleQuantConfig
+from workbench.engine.flows.module_quantize_config import (
+    WITH_OPTIONS,
+    LayerConfig,
+    ModuleQuantConfig,
+)
 from workbench.engine.flows.module_quantize_rules import (
     Target,
     combination_problems,
@@ -85,7 +89,7 @@ def check_algorithms(config: ModuleQuantConfig) -> dict[str, tuple[str, Register
     problems += [
         Problem("", f"algorithm.{name}", repr(options), "no options")
         for name, options in config.algorithms.items()
-        if options and name not in OPTIONS and name in known_algorithms()
+        if options and name not in WITH_OPTIONS and name in known_algorithms()
         if all(op.built_in for op in source_ops(name).values())
     ]
     raise_problems(problems, source=_SOURCE)
