@@ -220,3 +220,26 @@ def test_without_transformers_the_error_says_what_to_install(source, monkeypatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"compression-workbench\[hf\]"):
         quantize_folder(folder, small)
+
+
+def test_a_folder_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=60,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).bfloat16().eval()
+    model.save_pretrained(tmp_path / "float", max_shard_size="60KB")
+    calls = [{"input_ids": tokens % 60, "use_cache": False} for tokens in batches()]
+    small = str(tmp_path / "small")
+    report = quantize_folder(str(tmp_path / "float"), small, settings({"gptq"}), calls)
+    assert len(report.quantized) == 14
+    loaded = load_quantized_folder(small)
+    with torch.no_grad():
+        exact, found = model(**calls[0]).logits.float(), loaded(**calls[0]).logits.float()
+    assert float((found - exact).norm() / exact.norm()) < 0.2

@@ -61,9 +61,11 @@ def model_of_folder(folder: Path) -> nn.Module:
         ) from None
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # Names in a file choose among the package's own model classes, and nothing else of it.
+        named = [getattr(transformers, name, None) for name in config.architectures or []]
+        base = transformers.PreTrainedModel
+        known = [cls for cls in named if isinstance(cls, type) and issubclass(cls, base)]
         with empty_weights():
-            names = config.architectures or []
-            known = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
             if known:
                 return known[0](config).eval()  # type: ignore[no-any-return]
             auto = transformers.AutoModelForCausalLM
