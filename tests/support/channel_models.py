@@ -285,6 +285,40 @@ class GQABlock(nn.Module):
         return self.head(self.norm(x))
 
 
+class SequenceNet(nn.Module):
+    """One dimension, with a circular convolution and a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8)
+        self.up = nn.ConvTranspose1d(8, 6, 2, 2)
+        self.b = nn.Conv1d(6, 4, 1)
+        self.ring = nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular")
+        self.fc = nn.Linear(4 * 6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.mish(self.norm(self.a(x.flatten(2))))
+        x = self.b(F.softplus(self.up(x)))
+        x = x + self.ring(x)
+        return self.fc(F.adaptive_max_pool1d(x, 6).flatten(1))
+
+
+class VolumeNet(nn.Module):
+    """Three dimensions, a grouped transposed convolution, a gate over height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv3d(3, 8, 1), nn.BatchNorm3d(8)
+        self.up = nn.ConvTranspose3d(8, 6, (1, 2, 2), (1, 2, 2), groups=2)
+        self.b, self.gate = nn.Conv3d(6, 4, 1), nn.Conv3d(4, 4, 1)
+        self.out = nn.Conv3d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.up(self.norm(self.a(x.unsqueeze(2))).clamp(0, 6)))
+        x = x * self.gate(x).max(3, keepdim=True).values
+        return self.out(F.avg_pool3d(x, (1, 2, 2))).mean((2, 3, 4))
+
+
 class GroupNormNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -316,6 +350,7 @@ class FusedGate(nn.Module):
 IMAGES = {
     "reference": Reference, "densenet": DenseNet, "mobilenet": MobileNet, "resnext": ResNeXt,
     "shufflenet": ShuffleNet, "unet": UNet, "convnext": ConvNeXt, "vit": ViT,
+    "sequence": SequenceNet, "volume": VolumeNet,
 }  # fmt: skip
 
 

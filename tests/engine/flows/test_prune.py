@@ -18,6 +18,7 @@ from workbench.engine import (
     save_prune_retrain_model,
 )
 from workbench.engine.events import Cancelled, CancelToken
+from workbench.engine.files.prune_config import ChannelPrune, PruneConfig
 from workbench.engine.files.record import (
     Attr,
     PruneNode,
@@ -26,6 +27,8 @@ from workbench.engine.files.record import (
     read_record,
     write_record,
 )
+from workbench.engine.flows.prune import preview_pruning
+from workbench.engine.graph.capture import capture
 
 FILTER = "prune_config {{ filter_pruner {{ balanced_l2_norm_filter_prune {{ {} }} }} }}\n"
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -445,6 +448,22 @@ def test_bad_arguments(net: Flow) -> None:
     net.model.c0.weight.data[0] = float("nan")
     with pytest.raises(RuntimeError, match="NaN"):
         net.create(setting(0.5))
+
+
+def test_a_preview_says_what_create_does(net: Flow) -> None:
+    layers = {name: ChannelPrune(0.5, False) for name in ("c0", "c1", "c2", "fc")}
+    shown = preview_pruning(capture(net.model, IMAGES, dynamic=False), PruneConfig(layers))
+    done = net.create(setting(0.5)).workbench_prune
+    assert shown == done
+    assert [g.channels for g in shown.groups] == [8, 10]
+
+
+def test_compat_comes_back_in_train_mode_and_is_remembered(net: Flow) -> None:
+    assert net.create(setting(0.5), compat=True).training
+    trained = net.create(setting(0.5), compat=True)
+    assert net.restore(trained).training
+    with pytest.raises(ValueError, match="compat"):
+        net.restore(trained, compat=False)
 
 
 def test_both_modes_in_one_block_warn(net: Flow, caplog: pytest.LogCaptureFixture) -> None:

@@ -190,15 +190,18 @@ def test_sensitivity_finds_the_channels_that_matter(tmp_path: Path) -> None:
     assert search.sidecar()["prune_channels"] == {"a": [0, 2, 3, 5]}
 
 
-def taylor_by_hand(model: nn.Module, samples: int, *, consumers: bool) -> list[Tensor]:
+def taylor_by_hand(
+    model: nn.Module, samples: int, *, consumers: bool, absolute: bool
+) -> list[Tensor]:
     model = model.eval()
     grads: dict[str, Tensor] = {}
     weights = {n: p for n, p in model.named_parameters() if n.endswith("weight")}
     for i in range(samples):
         loss = (model(DATA[i : i + 1]) - LABEL[i : i + 1]).abs().mean()
         for n, g in zip(weights, torch.autograd.grad(loss, weights.values()), strict=True):
-            grads[n] = grads.get(n, 0) + g
-    product = {n: (w * grads[n]).abs().detach() for n, w in weights.items()}
+            term = (weights[n] * g).detach()
+            grads[n] = grads.get(n, 0) + (term.abs() if absolute else term)
+    product = {n: g.abs() for n, g in grads.items()}
     out = lambda n: product[n + ".weight"].flatten(1).sum(1)
     into = lambda n: product[n + ".weight"].transpose(0, 1).flatten(1).sum(1)
     first, second = out("c0") + out("c1"), out("c2")
@@ -225,16 +228,15 @@ class Spy(SearchChannelBase):
         }
 
 
-@pytest.mark.parametrize("consumers", [False, True])
-def test_taylor_against_the_formula(search: Search, consumers: bool) -> None:
+@pytest.mark.parametrize(("consumers", "absolute"), [(False, False), (True, False), (True, True)])
+def test_taylor_against_the_formula(search: Search, consumers: bool, absolute: bool) -> None:
     before = {n: p.clone() for n, p in search.model.named_parameters()}
     spy = Spy()
-    measure = TaylorLossSensitivity(include_consumers=consumers)
+    measure = TaylorLossSensitivity(include_consumers=consumers, absolute=absolute)
     text = "compress_ratio: 1.1 ascend_optimized: false test_iteration: 3"
     search.run(text, sensitivity=measure, search_alg=spy)
-    for made, expected in zip(
-        spy.sensitivity, taylor_by_hand(search.model, 3, consumers=consumers), strict=True
-    ):
+    wanted = taylor_by_hand(search.model, 3, consumers=consumers, absolute=absolute)
+    for made, expected in zip(spy.sensitivity, wanted, strict=True):
         assert made == pytest.approx(expected.tolist(), rel=1e-4)
     for name, parameter in search.model.named_parameters():
         assert parameter.grad is None and torch.equal(parameter, before[name])
@@ -243,7 +245,7 @@ def test_taylor_against_the_formula(search: Search, consumers: bool) -> None:
 def test_one_batch_of_all_samples_is_their_mean(search: Search) -> None:
     text = "compress_ratio: 1.1 ascend_optimized: false test_iteration: 8"
     singles, together, squares = Spy(), Spy(), Spy()
-    search.run(text, sensitivity=TaylorLossSensitivity(), search_alg=singles)
+    search.run(text, sensitivity=TaylorLossSensitivity(absolute=False), search_alg=singles)
     search.run(text, sensitivity=TaylorLossSensitivity(batch_size=8), search_alg=together)
     for a, b in zip(singles.sensitivity, together.sensitivity, strict=True):
         assert a == pytest.approx([8 * x for x in b], rel=1e-3)

@@ -29,7 +29,7 @@ def taylor_sensitivity(
     loss_func: Loss,
     *,
     include_consumers: bool = True,
-    absolute: bool = False,
+    absolute: bool = True,
     total: int = 0,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -37,7 +37,8 @@ def taylor_sensitivity(
     """One value a unit for every group: ``sum |weight · gradient|`` over the unit's weights.
 
     ``batches``: pairs of the model's positional inputs and what ``loss_func(output, label)`` gets.
-    The gradient is summed over them; ``absolute``: ``|weight · gradient|`` is. The model is run in
+    ``|weight · gradient|`` is summed over them; without ``absolute`` the gradient is, which is near
+    0 for every weight of a trained model. The model is run in
     eval mode on a copy that shares its weights; its gradients stay as they are.
     ``include_consumers``: the weights that read a channel count like those that make it.
 
@@ -121,37 +122,31 @@ def _add(
     *,
     include_consumers: bool,
 ) -> None:
-    for weight_values in _by_axis(groups, weights, include_consumers):
-        number, units, values = weight_values
-        inside = units >= 0
-        totals[number] += np.bincount(
-            units[inside], weights=values[inside], minlength=len(totals[number])
-        )
-
-
-def _by_axis(
-    groups: Sequence[ChannelGroup],
-    weights: dict[tuple[str, str], nn.Parameter],
-    include_consumers: bool,
-) -> Iterable[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
-    """(group, unit of each channel, value of each channel) for every watched axis."""
-    found: dict[tuple[tuple[str, str], int], NDArray[np.float64]] = {}
+    """Add every unit's share of ``|weight · gradient|``."""
+    places: dict[tuple[str, str], dict[int, list[tuple[int, Member]]]] = {}
     for number, group in enumerate(groups):
         for member in _members(group, include_consumers):
-            key = (member.owners[0], member.axis)
-            if key not in found:
-                found[key] = _axis_values(weights[member.owners[0]], member)
-            yield number, member.units, found[key]
+            axes = places.setdefault(member.owners[0], {})
+            axes.setdefault(member.axis, []).append((number, member))
+    for key, axes in places.items():
+        weight = weights[key]
+        if weight.grad is None:
+            continue
+        product = (weight.detach() * weight.grad).abs_()
+        for members in axes.values():
+            values = _along(product, members[0][1])
+            for number, member in members:
+                inside = member.units >= 0
+                totals[number] += np.bincount(
+                    member.units[inside], weights=values[inside], minlength=len(totals[number])
+                )
 
 
-def _axis_values(weight: nn.Parameter, member: Member) -> NDArray[np.float64]:
-    if weight.grad is None:
-        return np.zeros(len(member.units))
-    with torch.no_grad():
-        product = (weight * weight.grad).abs_()
-        if member.axis == 0 or member.groups > 1:
-            rows = filter_rows(product, member.axis, member.groups).sum(1)
-        else:
-            rows = product.sum([a for a in range(product.dim()) if a != member.axis])
-        values: NDArray[np.float64] = rows.double().cpu().numpy()
+def _along(product: Tensor, member: Member) -> NDArray[np.float64]:
+    """Sums of a weight-shaped tensor for each channel of the member's axis."""
+    if member.groups > 1 and member.axis == 1:
+        sums = filter_rows(product, member.axis, member.groups).sum(1)
+    else:
+        sums = product.sum([a for a in range(product.dim()) if a != member.axis])
+    values: NDArray[np.float64] = sums.double().cpu().numpy()
     return values

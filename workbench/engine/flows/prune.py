@@ -29,7 +29,7 @@ from workbench.engine.files.prune_config import (
 from workbench.engine.files.reading import read_text
 from workbench.engine.files.record import PruneRecord, Record, read_record, write_record
 from workbench.engine.files.retrain_text import parse_retrain_text_config
-from workbench.engine.files.sidecar import Sidecar, read_sidecar, write_sidecar
+from workbench.engine.files.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
 from workbench.engine.flows.arguments import check_model, check_onnx_names, check_path, check_type
 from workbench.engine.flows.channel_checks import (
     NewSize,
@@ -84,7 +84,7 @@ def create_prune_retrain_model(
     record_file: str,
     *,
     through_layer_norm: bool = False,
-    compat: bool = False,
+    compat: bool | None = None,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
 ) -> nn.Module:
@@ -96,7 +96,9 @@ def create_prune_retrain_model(
     why layers lose nothing, is in ``model.workbench_prune``. Build the optimiser afterwards.
 
     ``through_layer_norm``: channels that a LayerNorm or RMSNorm normalises over (the width of a
-    transformer) may go too, although the statistics of the others change with them.
+    transformer) may go too, although the statistics of the others change with them. ``compat``:
+    the reference's types of layers, its scores of coupled ones, and train mode; None: as the search
+    that wrote the config, else False.
 
     Errors: ``TypeError`` for a wrong argument type; ``FileNotFoundError`` for a missing config,
     ``ParseError`` for one that is none, one ``ValueError`` with everything that is wrong in it;
@@ -109,9 +111,11 @@ def create_prune_retrain_model(
     check_model(function, model)
     check_path(function, "config_defination", config_defination)
     check_path(function, "record_file", record_file)
-    for name, value in (("through_layer_norm", through_layer_norm), ("compat", compat)):
-        check_type(function, name, value, bool)
+    check_type(function, "through_layer_norm", through_layer_norm, bool)
+    check_type(function, "compat", compat, bool, optional=True)
     message = read_prune_text(config_defination, on_event)
+    if compat is None or sidecar_path(config_defination).exists():
+        compat = resolve_compat(config_defination, compat)
     ensure_writable(record_file)
     inner = unwrapped(function, model)
     captured = capture(inner, input_data, dynamic=False, on_event=on_event)
@@ -133,6 +137,8 @@ def create_prune_retrain_model(
     if configures_pruning(message) and not config.selective():
         _warn_if_nothing(pruned.report, on_event)
     setattr(pruned.model, REPORT, pruned.report)
+    if compat:
+        pruned.model.train()
     if is_main_process():
         record = Record(prune=(*pruned.records, *masks))
         write_record(record_file, record, warn_if_exists=True)
@@ -188,6 +194,8 @@ def restore_prune_retrain_model(
     recorded = {e.selective_prune.name: e for e in record.prune if e.selective_prune}
     wrap_selective_layers(created, config.selective(), recorded, source=record_file)
     load_state(created, state, pth_file, created=f"the record ({record_file})")
+    if compat:
+        created.train()
     return wrapped_like(model, created)
 
 
@@ -292,12 +300,7 @@ def prune_channels(
     ``captured``: the capture of the same model. ``choice`` names channels that a search chose.
     """
     settings = config.channel()
-    channels = channel_map(captured, through_layer_norm=through_layer_norm)
-    found = channel_groups(channels, settings.keys())
-    planned = [
-        plan_removal(captured.module, group, settings, compat=compat, choice=choice)
-        for group in found.groups
-    ]
+    planned, reasons = _planned(captured, config, through_layer_norm, compat, choice)
     accepted = RemovalCheck(captured, cancel=cancel).accept(planned)
     refused = {id(removal.group): problem for removal, problem in accepted.refused}
     for removal, problem in accepted.refused:
@@ -315,8 +318,40 @@ def prune_channels(
     return Pruned(
         model=created,
         records=tuple(group_record(r, captured.module, flat=flat) for r in written),
-        report=PruneReport(tuple(reports), found.reasons),
+        report=PruneReport(tuple(reports), reasons),
     )
+
+
+def preview_pruning(
+    captured: Captured,
+    config: PruneConfig,
+    *,
+    through_layer_norm: bool = False,
+    choice: Choice | None = None,
+    compat: bool = False,
+) -> PruneReport:
+    """What ``prune_channels`` would do, without making or running the smaller model."""
+    planned, reasons = _planned(captured, config, through_layer_norm, compat, choice)
+    settings = config.channel()
+    return PruneReport(tuple(group_report(r, settings) for r in planned), reasons)
+
+
+def _planned(
+    captured: Captured,
+    config: PruneConfig,
+    through_layer_norm: bool,
+    compat: bool,
+    choice: Choice | None,
+) -> tuple[list[Removal], Mapping[str, str]]:
+    """The removal of every group, and the reasons of the producers in none."""
+    settings = config.channel()
+    channels = channel_map(captured, through_layer_norm=through_layer_norm)
+    found = channel_groups(channels, settings.keys())
+    planned = [
+        plan_removal(captured.module, group, settings, compat=compat, choice=choice)
+        for group in found.groups
+    ]
+    return planned, found.reasons
 
 
 def rebuild_pruned(

@@ -200,7 +200,7 @@ def _producers(
         calls = len(captured.facts.calls.get(path, ()))
         reason = ""
         if not isinstance(modules[path], _LAYERS) or name != "weight":
-            reason = f"its weight belongs to a {type(modules[path]).__name__}"
+            reason = f"its weight is that of {path} ({type(modules[path]).__name__})"
         elif len(axis.owners) > 1:
             reason = f"its weight is shared with {axis.owners[1][0]}"
         elif calls != 1:

@@ -110,6 +110,16 @@ def reduction(state: State, node: Node) -> Value:
     return np.squeeze(given, axis=tuple(axes))
 
 
+@rule("max", "min")
+def extreme(state: State, node: Node) -> Value:
+    """Over all elements, along one axis with the indices there, or of two tensors."""
+    other = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(other, Node):
+        return pointwise(state, node)
+    found = reduction(state, node)
+    return found if other is None or isinstance(found, list) else [found, found]
+
+
 def _reduced(node: Node, rank: int) -> tuple[list[int], bool]:
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     values = dict(zip(names, node.args, strict=False)) | node.kwargs

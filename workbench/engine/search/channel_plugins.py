@@ -67,14 +67,14 @@ class TaylorLossSensitivity(SensitivityBase):
     The loss is ``torch.nn.L1Loss()`` unless ``set_loss_func`` gave another; without a label it is
     the mean square of the output. ``include_consumers``: weights that read the channel count, too
     (None: unless ``compat``). ``absolute``: sum of the absolute values of the batches instead of
-    the absolute value of their sum. ``batch_size``: samples of one batch.
+    the absolute value of their sum (None: unless ``compat``). ``batch_size``: samples of a batch.
     """
 
     def __init__(
         self,
         *,
         include_consumers: bool | None = None,
-        absolute: bool = False,
+        absolute: bool | None = None,
         batch_size: int = 1,
     ) -> None:
         super().__init__()
@@ -94,14 +94,14 @@ class TaylorLossSensitivity(SensitivityBase):
 
     def get_sensitivity(self, search_records: Any) -> None:
         graph = self.graph
-        counted = self.include_consumers
+        counted, absolute = self.include_consumers, self.absolute
         values = taylor_sensitivity(
             graph.model,
             graph.groups,
             self._batches(),
             self._loss,
             include_consumers=not graph.compat if counted is None else counted,
-            absolute=self.absolute,
+            absolute=not graph.compat if absolute is None else absolute,
             total=-(-self.test_iteration // self.batch_size),
             on_event=graph.on_event,
             cancel=graph.cancel,
