@@ -198,7 +198,7 @@ def _check_calibrated(found: list[tuple[str, nn.Module]]) -> None:
     ]
     if pending:
         raise WrongState(
-            f"{len(pending)} layers are not calibrated yet\n" + "\n".join(pending) + "\n",
+            f"{len(pending)} layers are not calibrated yet\n" + "\n".join(pending),
             where="convert()",
             hint="Run batches through the model that reach them, or name them in skip_layers.",
         )
