@@ -38,9 +38,13 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     kernel for the shapes.
     """
     rows, features = x.shape
-    # On accelerators the kernel takes many rows, and sides in multiples of eight.
-    fits = rows > 16 and features % 8 == 0 and weight.shape[1] % 8 == 0
-    if rows and (x.device.type == "cpu" or fits) and hasattr(torch, "_int_mm"):
+    if x.device.type == "cpu":
+        # Without oneDNN it is a plain loop, slower than float32 products.
+        fits = rows > 0 and torch.backends.mkldnn.is_available()
+    else:
+        # On accelerators the kernel takes many rows, and sides in multiples of eight.
+        fits = rows > 16 and features % 8 == 0 and weight.shape[1] % 8 == 0
+    if fits and hasattr(torch, "_int_mm"):
         return torch._int_mm(x, weight)
     return integer_matmul_in_chunks(x, weight)
 
