@@ -40,7 +40,7 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     rows, features = x.shape
     if x.device.type == "cpu":
         # Without oneDNN it is a plain loop, slower than float32 products.
-        fits = rows > 0 and torch.backends.mkldnn.is_available()
+        fits = rows > 0 and torch._C.has_mkldnn
     else:
         # On accelerators the kernel takes many rows, and sides in multiples of eight.
         fits = rows > 16 and features % 8 == 0 and weight.shape[1] % 8 == 0
