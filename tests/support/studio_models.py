@@ -83,3 +83,30 @@ def counted_metric(model: Any, batches: Iterable[Any]) -> float:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(f"{time.time()}\n")
     return -sum(errors) / len(errors)
+
+
+def make_training(batches: int = 6) -> list[Any]:
+    """Training batches of ``make_net``, other than its evaluation batches."""
+    generator = torch.Generator().manual_seed(9)
+    net = make_net()
+    inputs = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(batches)]
+    with torch.no_grad():
+        return [(x, net(x).argmax(dim=1)) for x in inputs]
+
+
+def slow_training(batches: int = 40) -> Any:
+    """Batches that take their time, so that a training can be stopped or killed in the middle."""
+    return _Slow(make_training(batches))
+
+
+class _Slow:
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        for batch in self.batches:
+            time.sleep(0.05)
+            yield batch

@@ -12,6 +12,7 @@ import param
 from workbench.app.i18n import _
 from workbench.engine.flows.training_settings import OPTIMIZERS, SCHEDULES, TrainingSettings
 from workbench.studio.training import LOSSES
+from workbench.studio.training_control import RATES
 from workbench.studio.training_state import METHODS
 
 DEFAULTS = TrainingSettings()
@@ -24,7 +25,7 @@ class TrainSettings(param.Parameterized):
 
     method: Any = param.Selector(default=METHODS[0], objects=list(METHODS))
     epochs = param.Integer(default=DEFAULTS.epochs, bounds=(1, 100_000))
-    learning_rate = param.Number(default=DEFAULTS.learning_rate, bounds=(0.0, None))
+    learning_rate = param.Number(default=RATES[METHODS[0]], bounds=(0.0, None))
     batch_size = param.Integer(default=BATCH_SIZE, bounds=(1, 100_000))
     loss: Any = param.Selector(default=LOSSES[0], objects=list(LOSSES))
     optimizer: Any = param.Selector(default=DEFAULTS.optimizer, objects=list(OPTIMIZERS))
@@ -36,6 +37,12 @@ class TrainSettings(param.Parameterized):
     evaluate_every = param.Integer(default=DEFAULTS.evaluate_every, bounds=(0, None))
     checkpoint_every = param.Integer(default=DEFAULTS.checkpoint_every, bounds=(0, None))
     seed = param.Integer(default=DEFAULTS.seed, bounds=(0, None))
+
+    @param.depends("method", watch=True)
+    def _usual_rate(self) -> None:
+        """A rate that nobody chose follows the method."""
+        if self.learning_rate in RATES.values():
+            self.learning_rate = RATES[self.method]
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Session.train``."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from workbench.engine.errors import WrongState
-from workbench.engine.events import DistillStep, Event, OnEvent, TrainStep
+from workbench.engine.events import CheckpointWritten, DistillStep, Event, OnEvent, TrainStep
 from workbench.engine.files.distill_config import DistillConfig, read_distill_config
 from workbench.engine.flows.distill import create_distill_config, create_distill_model
 from workbench.engine.flows.distill_run import distill
@@ -23,6 +23,7 @@ from workbench.engine.flows.training import TrainingResult
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.project import write_whole
 from workbench.studio.qat import weight_type
+from workbench.studio.training_state import groups_file
 
 if TYPE_CHECKING:
     from workbench.engine.flows.training_settings import TrainingSettings
@@ -127,7 +128,8 @@ class DistillFlow:
             run.source.model, model, str(self._config),
             DataLoader(_Items(data.loader), batch_size=None),
             settings.epochs, settings.learning_rate, _Inputs(),
-            seed=settings.seed, on_event=counted, cancel=run.cancel,
+            checkpoint=str(groups_file(run.workspace.project)), seed=settings.seed,
+            on_event=counted, cancel=run.cancel,
         )  # fmt: skip
         model.eval()
         return TrainingResult(counted.done, None, counted.done, False, None)
@@ -151,16 +153,19 @@ class DistillFlow:
 
 
 class _Counted:
-    """Steps of all groups as those of one training: its epochs are the groups."""
+    """Steps of all groups as those of one training, whose epochs are the groups."""
 
     def __init__(self, report: OnEvent, groups: int, epochs: int, rate: float) -> None:
         self._report, self._groups, self._epochs, self._rate = report, groups, epochs, rate
         self.done = 0
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, DistillStep):
-            self._report(event)
-            return
-        self.done += 1
-        total = self._groups * self._epochs * event.steps
-        self._report(TrainStep(self.done, total, event.group, event.loss, self._rate))
+        if isinstance(event, DistillStep):
+            # Counted from what the event says: a resumed distillation begins in a later group.
+            before = event.group * self._epochs + event.epoch
+            self.done = before * event.steps + event.step + 1
+            total = self._groups * self._epochs * event.steps
+            event = TrainStep(self.done, total, event.group, event.loss, self._rate)
+        elif isinstance(event, CheckpointWritten):
+            event = CheckpointWritten(self.done, event.path, event.size)
+        self._report(event)

@@ -30,7 +30,7 @@ from workbench.studio.tasks import (
 )
 from workbench.studio.training_data import TrainingData, training_data
 from workbench.studio.training_script import columns_hash
-from workbench.studio.training_state import KEY
+from workbench.studio.training_state import KEY, groups_file
 
 LOSSES = ("auto", "cross_entropy", "mse", "float")
 FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
@@ -142,6 +142,7 @@ def _begin(
         facts["jobs"] = [*known["jobs"], run.job]
     else:
         remove_checkpoints(folder)
+        groups_file(run.workspace.project).unlink(missing_ok=True)
         run.workspace.project.weights_of(flow.method).unlink(missing_ok=True)
     store.put(**{KEY: facts})
     return facts
@@ -200,7 +201,8 @@ def _own_loop(run: Run, model: nn.Module, data: TrainingData) -> TrainingResult:
         nonlocal count
         run.cancel.check()
         count += 1
-        run.report(TrainStep(count, steps, 0, float(loss), learning_rate))
+        value = loss.item() if hasattr(loss, "item") else float(loss)
+        run.report(TrainStep(count, steps, 0, value, learning_rate))
 
     model.train()
     loop(model, data.loader, report)

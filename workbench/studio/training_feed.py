@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
 
 from workbench.engine.events import (
     CheckpointWritten,
@@ -39,22 +39,18 @@ class TrainingFeed:
         else:
             self._others.append(event)
 
-    @property
-    def last(self) -> TrainStep | None:
-        """The newest step, if it was not taken yet."""
-        return self._step
-
     def take(self, *, everything: bool = False) -> list[Event]:
         """What is to be written now: milestones at once, steps when they are due."""
         found, self._others = self._others, []
         now = time.monotonic()
         wait = max(LEAST_SECONDS, (now - self._began) / SHARE)
-        if self._step is None or not (everything or found or now - self._last >= wait):
+        if not (everything or found or now - self._last >= wait):
             return found
-        self._last = now
-        mean = sum(self._losses) / len(self._losses)
-        step = self._step
-        merged: list[Any] = [TrainStep(step.step, step.steps, step.epoch, mean, step.learning_rate)]
+        merged: list[Event] = []
+        if self._step is not None:
+            self._last = now
+            mean = sum(self._losses) / len(self._losses)
+            merged.append(replace(self._step, loss=mean))
         if self._clips is not None:
             merged.append(self._clips)
         self._losses, self._step, self._clips = [], None, None

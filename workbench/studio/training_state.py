@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,7 @@ class TrainingFollower:
         self._seen = ""
         self._seq = 0
         self._first = 0
+        self._written = 0
         self._curves = Curves()
         self._state: TrainingState | None = None
 
@@ -110,6 +112,8 @@ class TrainingFollower:
             found["curves"] = self._curves
         new = self._new_events()
         if new:
+            written = [p["step"] for kind, p in new if kind == "CheckpointWritten"]
+            self._written = written[-1] if written else self._written
             self._curves = _extended(self._curves, new)
             found["curves"] = self._curves
         state = self._read(facts)
@@ -142,7 +146,7 @@ class TrainingFollower:
             jobs=tuple(facts["jobs"]),
             state=self._job_state(facts),
             metric=math.nan if metric is None else float(metric),
-            checkpoints=checkpoint_rows(self._project, str(facts["method"])),
+            checkpoints=checkpoint_rows(self._project, str(facts["method"]), self._written),
             **known,
         )
 
@@ -169,15 +173,23 @@ def _facts(text: str) -> dict[str, Any] | None:
     return facts if isinstance(facts.get("asked"), dict) else None
 
 
-def checkpoint_rows(project: Project, method: str) -> tuple[CheckpointRow, ...]:
-    """The checkpoints of a method that are on disk now, newest first."""
-    from workbench.engine.flows.training_checkpoint import list_checkpoints
+def groups_file(project: Project) -> Path:
+    """The one checkpoint of a distillation: the student after its last finished group."""
+    return project.checkpoints_of("distill") / "groups.pt"
 
+
+def checkpoint_rows(project: Project, method: str, written: int) -> tuple[CheckpointRow, ...]:
+    """The checkpoints of a method that are on disk, newest first; the last is of ``written``."""
+    from workbench.engine.flows.training_checkpoint import CheckpointFile, list_checkpoints
+
+    files = list_checkpoints(project.checkpoints_of(method))
+    if method == "distill":
+        files = [CheckpointFile(written, groups_file(project))]
     rows = []
-    for file in reversed(list_checkpoints(project.checkpoints_of(method))):
+    for file in reversed(files):
         try:
             facts = file.path.stat()
-        except FileNotFoundError:  # the training has just replaced it
+        except FileNotFoundError:  # there is none, or the training has just replaced it
             continue
         rows.append(CheckpointRow(file.step, file.path.name, facts.st_size, facts.st_mtime))
     return tuple(rows)
@@ -206,8 +218,9 @@ def _joined(table: pd.DataFrame, rows: list[dict[str, Any]]) -> pd.DataFrame:
         return table
     kept: list[dict[str, Any]] = []
     for row in rows:
-        while kept and kept[-1]["step"] > row["step"]:  # here it was resumed
-            kept.pop()
+        if kept and kept[-1]["step"] > row["step"]:  # here it was resumed
+            while kept and kept[-1]["step"] >= row["step"]:
+                kept.pop()
         kept.append(row)
     fresh = pd.DataFrame(kept)[list(table.columns)].astype(table.dtypes.to_dict())
     if not len(table):

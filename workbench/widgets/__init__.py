@@ -16,6 +16,7 @@ from workbench.widgets.layer_table import LayerTable
 from workbench.widgets.netron_view import NetronView
 from workbench.widgets.search_monitor import SearchMonitor
 from workbench.widgets.sensitivity import SensitivityChart
+from workbench.widgets.train_monitor import TrainMonitor
 
 del _anywidget, _ipywidgets
 
@@ -27,6 +28,7 @@ __all__ = [
     "NetronView",
     "SearchMonitor",
     "SensitivityChart",
+    "TrainMonitor",
     "Workbench",
     "show_jobs",
 ]

@@ -16,6 +16,7 @@ from workbench.widgets.layer_table import LayerTable
 from workbench.widgets.netron_view import NetronView
 from workbench.widgets.search_monitor import SearchMonitor
 from workbench.widgets.sensitivity import SensitivityChart
+from workbench.widgets.train_monitor import TrainMonitor
 from workbench.widgets.view import SessionView, button
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Workbench(SessionView):
-    """Summary, layers, one layer, search, export and graph of one session in tabs."""
+    """Summary, layers, one layer, search, training, export and graph of one session in tabs."""
 
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
@@ -36,12 +37,13 @@ class Workbench(SessionView):
         self.table = LayerTable(session)
         self.inspector = LayerInspector(session, dark=dark)
         self.search = SearchMonitor(session, dark=dark)
+        self.train = TrainMonitor(session, dark=dark)
         self.export = ExportPanel(session)
         self.graph = NetronView(session, dark=dark)
         layers = w.VBox([w.HBox([self.analyse, self.bar]), self.chart, self.table])
         self.tabs = w.Tab(
-            [layers, self.inspector, self.search, self.export, self.graph],
-            titles=["Layers", "Inspect", "Search", "Export", "Graph"],
+            [layers, self.inspector, self.search, self.train, self.export, self.graph],
+            titles=["Layers", "Inspect", "Search", "Train", "Export", "Graph"],
         )
         super().__init__(session, [self.summary, self.tabs])
         # The layer a user points at is the same in table, chart and graph.

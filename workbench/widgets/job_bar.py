@@ -19,6 +19,7 @@ TITLES = {
     "analyse": "Analysing",
     "inspect": "Comparing",
     "search": "Searching",
+    "train": "Training",
     "evaluate": "Evaluating",
     "export": "Exporting",
 }

@@ -1,0 +1,129 @@
+"""A training as it runs: loss, metric, learning rate, clip bounds, checkpoints, and the buttons."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import TYPE_CHECKING
+
+import ipywidgets as w
+
+from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
+from workbench.widgets import figures
+from workbench.widgets.job_bar import JobBar
+from workbench.widgets.view import SessionView, button
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workbench.studio.session import Session
+
+METHODS = (("QAT", "qat"), ("distillation", "distill"))
+MOST_CLIPS = 4
+
+
+class TrainMonitor(SessionView):
+    """Start, follow, stop and resume a training; more settings: ``session.train(…)``.
+
+    The clip bounds are those of the layers in ``layers`` (at most four are drawn).
+    """
+
+    def __init__(self, session: Session, epochs: int = 2, dark: bool = False) -> None:
+        self.session = session
+        self.dark = dark
+        self.method = w.Dropdown(options=METHODS, value="qat")
+        self.method.layout.width = "130px"
+        self.epochs = w.BoundedIntText(value=epochs, min=1, max=100_000, description="epochs")
+        self.epochs.layout.width = "160px"
+        self.start = button("Train", self._start, style="primary")
+        self.stop = button("Stop", self._stop, tip="Stop, with a checkpoint where it is")
+        self.resume = button("Resume", self._resume, tip="Go on from the last checkpoint")
+        self.bar = JobBar(session, kinds=("train",))
+        self.layers = w.SelectMultiple(description="bounds of", rows=4)
+        self.layers.layout.width = "420px"
+        self._figures = self._build()
+        self.loss, self.metric, self.rate, self.clips = map(figures.live, self._figures)
+        self.result = w.HTML()
+        super().__init__(
+            session,
+            [
+                w.HBox([self.method, self.epochs, self.start, self.stop, self.resume]),
+                self.bar, self.result, self.loss, self.metric, self.layers, self.clips, self.rate,
+            ],
+        )  # fmt: skip
+        self.layers.observe(lambda _: None if self._muted else self.refresh(), "value")
+        self.watch(self.refresh, "curves", "training", "summary")
+        self.watch(self._running, "job", "training")
+        self._running()
+        self.refresh()
+
+    def _start(self) -> None:
+        self.act(
+            lambda: self.session.train(self.method.value, epochs=self.epochs.value, wait=False)
+        )
+
+    def _stop(self) -> None:
+        self.act(self.session.cancel)
+
+    def _resume(self) -> None:
+        self.act(lambda: self.session.resume_training(wait=False))
+
+    def _running(self) -> None:
+        job, training = self.session.job, self.session.training
+        active = job is not None and job.active
+        self.start.disabled = active
+        self.stop.disabled = not (active and job is not None and job.kind == "train")
+        self.resume.disabled = active or training is None or not training.can_resume
+
+    def _build(self) -> tuple[go.Figure, go.Figure, go.Figure, go.Figure]:
+        curves, summary = self.session.curves, self.session.summary
+        total = int(curves.steps["steps"].iloc[-1]) if len(curves.steps) else 0
+        dark = self.dark
+        before = math.nan if summary.metric_is_prediction else summary.metric_current
+        return (
+            loss_chart(curves.steps, total=total, dark=dark),
+            metric_chart(
+                curves.evaluations,
+                metric_name=summary.metric_name or "metric",
+                metric_float=summary.metric_float,
+                metric_before=before,
+                total=total,
+                dark=dark,
+            ),
+            rate_chart(curves.steps, total=total, dark=dark),
+            clip_chart(curves.clips, self.layers.value, total=total, dark=dark),
+        )
+
+    def refresh(self) -> None:
+        names = tuple(dict.fromkeys(self.session.curves.clips["layer"]))
+        if names != self.layers.options:
+            with self.mute():
+                kept = tuple(name for name in self.layers.value if name in names)
+                self.layers.options = names
+                self.layers.value = kept or (names[:1] + names[-1:] if names else ())
+        before, self._figures = self._figures, self._build()
+        shown = (self.loss, self.metric, self.rate, self.clips)
+        for widget, old, new in zip(shown, before, self._figures, strict=True):
+            figures.replace(widget, old, new)
+        self.result.value = self._text()
+
+    def _text(self) -> str:
+        training = self.session.training
+        if training is None:
+            return '<span class="wb-note">No training has run yet.</span>'
+        name = self.session.summary.metric_name
+        parts = [html.escape(part) for part in (training.data, training.loss) if part]
+        if training.state == "finished":
+            title = html.escape(formats.metric_title(name) or "metric")
+            figure = f"{title} <b>{formats.metric(training.metric, name)}</b>"
+            parts.insert(0, f'<span class="wb-good">✓ trained</span>: {figure}')
+        elif training.can_resume:
+            parts.insert(0, f"stopped; Resume goes on after step {training.checkpoints[0].step}")
+        rows = "".join(
+            f"<tr><td>{html.escape(row.name)}</td><td>step {row.step}</td>"
+            f"<td>{formats.size(row.bytes)}</td></tr>"
+            for row in training.checkpoints
+        )
+        return (
+            f'<div class="wb-note">{" · ".join(parts)}</div><table class="wb-table">{rows}</table>'
+        )
