@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from workbench.engine.numerics.element import ElementFormat
 
 _EXACT = 1024
 """So many products of int8 numbers add up exactly in float32."""
+
+
+_has_one_dnn: Callable[[], bool] = torch.backends.mkldnn.is_available
 
 
 def quantize_codes(
@@ -40,7 +45,7 @@ def integer_matmul(x: Tensor, weight: Tensor) -> Tensor:
     rows, features = x.shape
     if x.device.type == "cpu":
         # Without oneDNN it is a plain loop, slower than float32 products.
-        fits = rows > 0 and torch._C.has_mkldnn
+        fits = rows > 0 and _has_one_dnn()
     else:
         # On accelerators the kernel takes many rows, and sides in multiples of eight.
         fits = rows > 16 and features % 8 == 0 and weight.shape[1] % 8 == 0
