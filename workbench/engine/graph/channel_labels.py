@@ -115,7 +115,8 @@ class Labels:
     def square(self) -> None:
         """Unite labels until removing any set of them leaves every tensor rectangular.
 
-        Of the axes on which a tensor's labels vary, the one with the most units stays.
+        Of the axes on which a tensor's labels vary, the one with the most units stays, of
+        equal ones the last: a number of groups is more often written down than their size.
         """
         while True:
             changed = False
@@ -125,7 +126,7 @@ class Labels:
                 if len(varying) < 2:
                     continue
                 counts = [len(np.unique(roots[_line(roots.ndim, axis)])) for axis in varying]
-                keep = varying[int(np.argmax(counts))]
+                keep = max(zip(counts, varying, strict=True))[1]
                 self.unite_along(roots, [axis for axis in varying if axis != keep])
                 changed = True
             if not changed:
