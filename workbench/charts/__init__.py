@@ -6,6 +6,11 @@ from workbench.charts.layer import error_chart, output_scatter, weight_range_cha
 from workbench.charts.model import module_chart
 from workbench.charts.overview import stage_strip, worst_chart
 from workbench.charts.pareto import pareto_chart
+from workbench.charts.pruning import (
+    channel_plan_chart,
+    channel_sensitivity_chart,
+    sparse_weight_chart,
+)
 from workbench.charts.search import bracket_strip, search_chart
 from workbench.charts.sensitivity import (
     QUANTITIES,
@@ -19,6 +24,8 @@ __all__ = [
     "QUANTITIES",
     "Quantity",
     "bracket_strip",
+    "channel_plan_chart",
+    "channel_sensitivity_chart",
     "clip_chart",
     "comparison_frame",
     "error_chart",
@@ -33,6 +40,7 @@ __all__ = [
     "search_chart",
     "sensitivity_chart",
     "smoothing_chart",
+    "sparse_weight_chart",
     "stage_strip",
     "weight_error_chart",
     "weight_range_chart",
