@@ -26,7 +26,8 @@ from workbench.engine import (
     quantize,
     quantize_folder,
 )
-from workbench.engine.files.tensor_folder import ShardWriter
+from workbench.engine.files.tensor_folder import ShardWriter, TensorFolder
+from workbench.engine.flows.folder_model import FolderWeights
 from workbench.zoo.decoder import Decoder, DecoderConfig
 
 BILLIONS = float(os.environ.get("WORKBENCH_DECODER_B", "1"))
@@ -78,11 +79,13 @@ def from_folder(folder: str) -> None:
 
 
 def in_memory(folder: str) -> None:
-    from workbench.engine.files.tensor_folder import TensorFolder
-    from workbench.engine.flows.folder_model import FolderWeights
-
     model = hollow()
     FolderWeights(model, TensorFolder(folder)).fill(model)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                # What is loaded are views of the mapped file, which go only with the whole file.
+                module._parameters[name] = torch.nn.Parameter(parameter.clone(), False)
     quantize(model, INT4)
     calibrate_by_block(model, batches(), convert_blocks=True)
 

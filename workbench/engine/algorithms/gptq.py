@@ -185,19 +185,20 @@ def _inverse_factor(
     With rows and columns reversed H = L Lᵀ, so U is the reversed inverse of L: one Cholesky and one
     triangular inverse, a third of inverting H and factorising again, and of half its condition.
     """
-    source = hessian.float()
-    if order is not None:
-        source = source[order][:, order]
-        dead = dead[order]
-    source = source.flip(0, 1)
-    diagonal = torch.where(dead.flip(0), torch.ones_like(source[0]), source.diagonal())
+    size = len(hessian)
+    backwards = torch.arange(size, device=hessian.device) if order is None else order
+    backwards = backwards.flip(0)
+    source = hessian.index_select(0, backwards).index_select(1, backwards).float()
+    diagonal = torch.where(dead[backwards], torch.ones_like(source[0]), source.diagonal())
     step = float(diagonal.mean())
     while True:
         for dtype in (torch.float32, torch.float64):
-            damped = source.to(dtype, copy=True)
+            damped = source.to(dtype)
             damped.diagonal().copy_(diagonal.to(dtype) + damping * step)
             lower, info = torch.linalg.cholesky_ex(damped)
             if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
+                # Each is as large as H; only the factor is needed from here on.
+                del source, damped
                 return _inverse_lower(lower).flip(0, 1).float(), damping
         if damping >= _MOST_DAMPING:
             raise WrongState(

@@ -127,8 +127,13 @@ class InputGram:
         """float32 ``(K, K)``; ``RuntimeError`` when nothing was seen."""
         if not self.samples:
             raise nothing_seen()
-        upper = torch.triu(self._sum).mul_(2.0 / self.samples)
-        return upper + torch.triu(upper, 1).t()
+        for start in range(0, len(self._sum), _SQUARE):
+            stop = min(start + _SQUARE, len(self._sum))
+            # In place: a temporary would be as large as the statistics.
+            self._sum[stop:, start:stop].copy_(self._sum[start:stop, stop:].t())
+            square = self._sum[start:stop, start:stop]
+            square.copy_(square.triu() + square.triu(1).t())
+        return self._sum * (2.0 / self.samples)
 
 
 def not_finite() -> WrongState:

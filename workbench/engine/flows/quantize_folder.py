@@ -76,8 +76,9 @@ def quantize_folder(
     ``calibrate_by_block``; none are needed by algorithms that look at weights only.
 
     ``model``: a module whose parameters have the names of the stored tensors; build it under
-    ``empty_weights()``. None: transformers builds it from ``config.json`` (extra ``hf``); code in
-    the folder is never run. ``load_quantized_folder`` reads the result.
+    ``empty_weights()``. It is used up: its blocks are empty afterwards. None: transformers builds
+    it from ``config.json`` (extra ``hf``); code in the folder is never run.
+    ``load_quantized_folder`` reads the result.
 
     Errors: ``FileNotFoundError``/``ValueError`` for a folder that cannot be read or does not fit
     the model, listing all tensors concerned; ``ValueError`` for the configuration and for a

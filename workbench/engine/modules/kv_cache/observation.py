@@ -50,7 +50,10 @@ class Observation(nn.Module):
         """
         if self.is_done:
             return None
-        self._check(x)
+        self._check_type(x)
+        if x.numel() == 0:
+            return None
+        self._check_range(x)
         if self._place is None:
             self._place = torch.empty(0, device=x.device)
         try:
@@ -85,15 +88,15 @@ class Observation(nn.Module):
             self._observer.prepare(state["channels"])
         from_plain(self._observer, state["observer"])
 
-    def _check(self, x: Tensor) -> None:
+    def _check_type(self, x: Any) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise WrongType(
                 f"only floating tensors can be calibrated, not {kind}",
                 where=f"layer {self.layer_name}",
             )
-        if x.numel() == 0:
-            raise self._failure("an empty tensor was seen")
+
+    def _check_range(self, x: Tensor) -> None:
         low, high = (float(end) for end in torch.aminmax(x.detach()))
         # NaN fails both comparisons.
         if not (low >= -_LARGEST and high <= _LARGEST):

@@ -50,13 +50,13 @@ class GPTQuant(ScaledLinear):
     def finish(self) -> None:
         assert self._gram is not None
         options = GPTQOptions(**(self.quant_config.get("algorithm", {}).get("gptq") or {}))
-        result = solve_gptq(self.weight, self._gram.hessian, self.weight_format, options)
+        hessian, self._gram = self._gram.hessian, None
+        result = solve_gptq(self.weight, hessian, self.weight_format, options)
         quantized = self.weight_format.quantize(result.weight, result.factors)
         # int4 codes travel as int32; four times less is enough to keep them.
         small = self.wts_type == "int4"
         self.solved = quantized.codes.to(torch.int8) if small else quantized.codes
         self.scale_w, self.offset_w = quantized.factors.scale, quantized.factors.offset
-        self._gram = None
 
     def original_weight(self) -> Tensor:
         assert self.solved is not None
