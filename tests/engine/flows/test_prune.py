@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from workbench.engine import (
     create_prune_retrain_model,
+    create_quant_config,
+    quantize_model,
     restore_prune_retrain_model,
+    save_model,
     save_prune_retrain_model,
 )
 from workbench.engine.events import Cancelled, CancelToken
@@ -366,6 +369,22 @@ def test_two_equal_files_that_compute_the_same(net: Flow, tmp_path: Path) -> Non
             save_prune_retrain_model(pruned, str(tmp_path / "n"), IMAGES, dynamic_axes=axes)
     with pytest.raises(TypeError, match="dynamic_axes"):
         save_prune_retrain_model(pruned, str(tmp_path / "n"), IMAGES, dynamic_axes=["x"])
+
+
+def test_a_pruned_model_is_quantised_like_any_other(net: Flow, tmp_path: Path) -> None:
+    pruned = net.create(setting(0.5))
+    config, onnx_file, record, prefix = (
+        str(tmp_path / n) for n in ("q.json", "m.onnx", "q.txt", "net")
+    )
+    create_quant_config(config, pruned, IMAGES)
+    quantize_model(config, onnx_file, record, pruned, IMAGES)(IMAGES)
+    save_model(onnx_file, record, prefix)
+    session = ort.InferenceSession(f"{prefix}_fake_quant_model.onnx")
+    (made,) = session.run(None, {session.get_inputs()[0].name: IMAGES.numpy()})
+    with torch.no_grad():
+        expected = pruned(IMAGES).numpy()
+    # Eight bits of a few hundred weights: about 30 dB.
+    assert np.square(made - expected).mean() < 2e-3 * np.square(expected).mean()
 
 
 class Shared(nn.Module):

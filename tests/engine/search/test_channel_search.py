@@ -399,6 +399,7 @@ def test_wrong_configs(search: Search, text: str, error: type[Exception], words:
     assert not Path(search.output).exists()
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 def test_wrong_arguments(search: Search) -> None:
     good = "compress_ratio: 1.2"
     for options, error, words in (
