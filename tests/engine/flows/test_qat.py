@@ -113,7 +113,7 @@ def test_clips_start_from_the_search_and_are_trained(model: nn.Module) -> None:
     train_steps(model, sgd(model), range(2, 5))
     assert owner.acts_clip_max.item() != before
     evaluate(model, x)
-    assert float(model.body.quant_module.acts_clip_min) == 0.0
+    assert model.body.quant_module.acts_clip_min.item() == 0.0
 
 
 def test_a_clip_five_times_too_large_shrinks(files: Files) -> None:
@@ -369,7 +369,7 @@ def test_a_config_for_a_layer_that_is_not_there(files: Files) -> None:
 
 
 def test_a_model_without_a_layer_to_train(files: Files) -> None:
-    with pytest.raises(ValueError, match="without a layer that can be trained"):
+    with pytest.raises(ValueError, match="without a layer that can be quantised"):
         create_quant_retrain_config(files.config, nn.Sequential(nn.ReLU()), batch(0))
 
 

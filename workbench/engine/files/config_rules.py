@@ -100,17 +100,22 @@ def skip_problems(names: Sequence[str], layers: Mapping[str, LayerFacts]) -> lis
     return problems
 
 
-def model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
-    """Why a model as such cannot have a configuration."""
+def model_problems(
+    layers: Mapping[str, LayerFacts],
+    *,
+    keys: Collection[str] = tuple(GLOBAL_KEYS),
+    types: Collection[str] = tuple(TYPE_RULES),
+) -> list[Problem]:
+    """Why a model as such cannot have a configuration with these global keys, for these types."""
     eligible = [name for name, layer in layers.items() if layer.eligible]
     problems = [
         Problem("", "the name of a layer", repr(name), "any but the global keys of the file")
         for name in eligible
-        if name in GLOBAL_KEYS
+        if name in keys
     ]
     if not eligible:
         reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in layers.items())
-        allowed = f"at least one {', '.join(TYPE_RULES)}" + (f"; {reasons}" if reasons else "")
+        allowed = f"at least one {', '.join(types)}" + (f"; {reasons}" if reasons else "")
         problems.append(Problem("", "model", "without a layer that can be quantised", allowed))
     return problems
 

@@ -13,6 +13,7 @@ from workbench.engine.files.config_json import duplicate_keys, load_json
 from workbench.engine.files.layer_rules import LayerFacts, rules_for
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.reading import read_text
+from workbench.engine.files.record import BITS
 from workbench.engine.files.retrain_rules import (
     RETRAIN_GLOBALS,
     RetrainReader,
@@ -29,8 +30,6 @@ __all__ = [
     "parse_retrain_config",
     "read_retrain_config",
 ]
-
-BITS_OF_TYPE = {"INT4": 4, "INT8": 8, "INT16": 16}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class RetrainData:
 
     @property
     def bits(self) -> int:
-        return BITS_OF_TYPE[self.dst_type]
+        return BITS[self.dst_type]
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if value is not None}
@@ -65,7 +64,7 @@ class RetrainWeight:
 
     @property
     def bits(self) -> int:
-        return BITS_OF_TYPE[self.dst_type]
+        return BITS[self.dst_type]
 
 
 @dataclass(frozen=True)

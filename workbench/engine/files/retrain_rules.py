@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.engine.files.config_rules import Reader
+from workbench.engine.files.config_rules import Reader, model_problems
 from workbench.engine.files.key_checks import SWITCH, Field, KeyChecker, one_of
 from workbench.engine.files.layer_rules import (
     RECURRENT,
@@ -56,17 +56,7 @@ _LAYER_KEYS = ("retrain_enable", DATA, WEIGHT)
 
 def retrain_model_problems(layers: Mapping[str, LayerFacts]) -> list[Problem]:
     """Why a model as such cannot have a configuration."""
-    eligible = [name for name, layer in layers.items() if layer.eligible]
-    problems = [
-        Problem("", "the name of a layer", repr(name), "any but the global keys of the file")
-        for name in eligible
-        if name in RETRAIN_GLOBALS
-    ]
-    if not eligible:
-        reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in layers.items())
-        allowed = f"at least one {', '.join(RETRAIN_TYPES)}" + (f"; {reasons}" if reasons else "")
-        problems.append(Problem("", "model", "without a layer that can be trained", allowed))
-    return problems
+    return model_problems(layers, keys=RETRAIN_GLOBALS, types=RETRAIN_TYPES)
 
 
 def pair_problem(data_type: str, weight_type: str) -> str:
