@@ -168,6 +168,8 @@ def test_blocks_must_be_found_and_called():
     with pytest.raises(ValueError, match="no list"):
         find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), None)
     assert find_blocks(Decoder(), None)[0] == "model.layers"
+    experts = nn.ModuleList(nn.ModuleList(nn.Linear(2, 2) for _ in range(9)) for _ in range(2))
+    assert find_blocks(nn.ModuleDict({"layers": experts}), None)[0] == "layers"
     shared = Skipping()
     shared.blocks[1] = shared.blocks[0]
     with pytest.raises(ValueError, match="twice"):

@@ -45,8 +45,8 @@ def calibrate_by_block(
 
     ``batches``: each a tensor, a tuple of arguments (a dict at its end holds keyword ones) or a
     dict of keyword arguments; as many as ``batch_num`` says. ``blocks``: path of the ``ModuleList``
-    (or ``Sequential``) of the blocks; None: the longest list of modules of one class. Layers
-    outside of the blocks are calibrated, too. A model that fills a cache must be told not to
+    (or ``Sequential``) of the blocks; None: the longest list of modules of one class that
+    lies in no other. Layers outside of the blocks are calibrated, too. A model that fills a cache must be told not to
     (``use_cache=False``).
 
     Returns ``model``, changed in place. Errors: ``ValueError`` when there are no blocks;
@@ -76,7 +76,7 @@ def calibrate_by_block(
 def find_blocks(model: nn.Module, path: str | None) -> tuple[str, list[tuple[str, nn.Module]]]:
     """Path and (name, module) of the blocks; ``ValueError`` when there are none.
 
-    None: of all lists of at least two modules of one class the longest.
+    None: of all lists of at least two modules of one class that lie in no other the longest.
     """
     lists = {
         name: [(key, child) for key, child in module._modules.items() if child is not None]
@@ -103,7 +103,11 @@ def find_blocks(model: nn.Module, path: str | None) -> tuple[str, list[tuple[str
                 "the model has no list of two or more modules of one class",
                 hint="Name its blocks: blocks='path.of.the.ModuleList'.",
             )
-        found = max(alike, key=lambda name: (len(alike[name]), -len(name)))
+        # The experts of a layer are no blocks, however many they are.
+        outermost = [
+            name for name in alike if not any(name.startswith(f"{other}.") for other in alike)
+        ]
+        found = max(outermost, key=lambda name: len(alike[name]))
     children = lists[found]
     if len({id(child) for _, child in children}) < len(children):
         raise WrongValue(
