@@ -117,7 +117,9 @@ def channel_map(captured: Captured, *, through_layer_norm: bool = False) -> Chan
 def _apply(state: State, node: Node) -> Value:
     if node.target is operator.getitem:
         value, index = state.value(node.args[0]), node.args[1]
-        return value[index] if isinstance(value, list) and isinstance(index, int) else None
+        if isinstance(value, list) and isinstance(index, int):
+            return value[index]
+        return state.unknown(node)
     if not isinstance(node.meta.get("val"), Tensor | list | tuple):
         return None
     found = RULES.get(operator_name(node))

@@ -12,7 +12,7 @@ from workbench.engine.graph.channel_labels import Channels, varying_axes
 from workbench.engine.graph.channel_state import State, Value, axis_of, rule
 
 SAME = (
-    "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "hardswish", "contiguous",
+    "dropout", "feature_dropout", "alpha_dropout", "hardswish", "contiguous",
     "to", "_to_copy", "detach", "detach_copy", "alias", "lift_fresh_copy", "clone", "zeros_like",
     "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "rrelu", "log_sigmoid",
     "type_as",
@@ -68,6 +68,12 @@ def _padded(
 @rule(*SAME)
 def same(state: State, node: Node) -> Value:
     return state.channels(node.args[0])
+
+
+@rule("native_dropout")
+def dropout_with_mask(state: State, node: Node) -> Value:
+    given = state.channels(node.args[0])
+    return [given, given]
 
 
 @rule("glu")

@@ -185,7 +185,8 @@ def slice_axis(state: State, node: Node) -> Value:
 
 @rule("narrow")
 def narrow(state: State, node: Node) -> Value:
-    return state.pin(state.channels(node.args[0]), [_argument(node, 1, "dim", 0)], node)
+    axis = axis_of(_argument(node, 1, "dim", 0), len(state.shape(node.args[0])))
+    return state.pin(state.channels(node.args[0]), [axis], node)
 
 
 def _cut(

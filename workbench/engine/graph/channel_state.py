@@ -54,10 +54,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Resize:
-    """An operator that names sizes of a labelled tensor in numbers, which the code may hold.
-
-    ``labels``: of its result, or of what it cuts; ``axis``: the one that is cut, else None.
-    """
+    """A tensor whose sizes an operator states in numbers, which the model's code may hold."""
 
     scope: str
     operator: str

@@ -191,7 +191,10 @@ def search_channels(
     emit(on_event, Progress("Searching", 0, 1))
     search.space, search.graph = space, graph
     target = (settings.compress_ratio, settings.ascend_optimized, settings.max_prune_ratio)
-    kept = search.channel_prune_search(info, records, target)
+    try:
+        kept = search.channel_prune_search(info, records, target)
+    finally:
+        search.space, search.graph = None, None
     gone = _units(kept, groups, author=type(search).__name__)
     final = untouched()
     for index, units in enumerate(gone):
@@ -320,8 +323,8 @@ def _check_share(
         expected = len(member.channels(gone))
         if counts[member.module] != expected:
             raise WrongValue(
-                f"removes {counts[member.module]} channels of {member.module}; allowed: {expected}, as "
-                f"many as fit the others of its group ({names})",
+                f"removes {counts[member.module]} channels of {member.module}; allowed: "
+                f"{expected}, as many as fit the others of its group ({names})",
                 where=where,
             )
     shares = {len(gone & set(cell)) / len(cell) for cell in group.cells}
