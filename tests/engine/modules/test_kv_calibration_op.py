@@ -142,13 +142,17 @@ def test_all_wrong_parameters_in_one_error(record):
     assert "act_algo" in str(caught.value) and "bins" in str(caught.value)
 
 
-def test_wrong_arguments(record):
+def test_wrong_arguments(record, tmp_path):
     with pytest.raises(TypeError, match="record_file"):
         QuantCalibrationOp(3)
     with pytest.raises(TypeError, match="dict"):
         QuantCalibrationOp(record, ["ifmr"])
     with pytest.raises(RuntimeError, match="kv_cache_quant"):
         QuantCalibrationOp(record, None, "weights")
+    with pytest.raises(ValueError, match="must name a file"):
+        QuantCalibrationOp("")
+    with pytest.raises(PermissionError, match="is a folder"):
+        QuantCalibrationOp(str(tmp_path))
     op = QuantCalibrationOp(record)
     with pytest.raises(TypeError, match="name"):
         op(1, tensor())

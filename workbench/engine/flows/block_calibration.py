@@ -45,17 +45,24 @@ def calibrate_by_block(
 
     ``batches``: each a tensor, a tuple of arguments (a dict at its end holds keyword ones) or a
     dict of keyword arguments; as many as ``batch_num`` says. ``blocks``: path of the ``ModuleList``
-    (or ``Sequential``) of the blocks; None: the longest list of modules of one class that
-    lies in no other. Layers outside of the blocks are calibrated, too. A model that fills a cache must be told not to
-    (``use_cache=False``).
+    (or ``Sequential``) of the blocks; None: the longest list of modules of one class that lies in
+    no other. Layers outside of the blocks are calibrated, too. A model that fills a cache must be
+    told not to (``use_cache=False``).
 
     Returns ``model``, changed in place. Errors: ``ValueError`` when there are no blocks;
-    ``RuntimeError`` for too few batches, and when the forward does not call the blocks in order.
+    ``RuntimeError`` before ``quantize``, for too few batches, and when the forward does not call
+    the blocks in order.
     When cancelled, blocks so far stay calibrated.
     """
     function = "calibrate_by_block"
     check_model(function, model)
     check_type(function, "memory_budget_mb", memory_budget_mb, int)
+    if not any(isinstance(module, BaseQuantizeModule) for module in model.modules()):
+        raise WrongState(
+            "the model has no layer to calibrate",
+            where=f"{function}()",
+            hint="Call quantize() first.",
+        )
     path, found = find_blocks(model, blocks)
     given = [model_arguments(batch) for batch in batches]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from workbench.engine.errors import WrongState, WrongType
+from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.engine.files.atomic import ensure_writable
 from workbench.engine.files.record_merge import RecordMerger
 from workbench.engine.modules.kv_cache.observation import Observation
 from workbench.engine.modules.kv_cache.op_params import op_params
@@ -52,6 +53,9 @@ class QuantCalibrationOp(nn.Module):
                 f"quant_method is {quant_method!r}; allowed: {_METHOD!r}",
                 where="QuantCalibrationOp()",
             )
+        if not record_file:
+            raise WrongValue("record_file is ''; it must name a file", where="QuantCalibrationOp()")
+        ensure_writable(record_file)
         self._params, self._batch_num = op_params(quant_algo_params)
         self._byte_budget = memory_budget_mb << 20
         self._recorder = RecordMerger(record_file)
