@@ -19,6 +19,8 @@ def job_title(kind: str) -> str:
         "inspect": _("Comparing"),
         "search": _("Searching"),
         "train": _("Training"),
+        "formats": _("Measuring formats"),
+        "quantize": _("Quantising"),
         "evaluate": _("Evaluating"),
         "export": _("Exporting"),
     }.get(kind, kind)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from workbench.studio.formats_state import read_formats, read_quantized, read_ways
 from workbench.studio.pins import as_pins
 from workbench.studio.state import Change, ExportedFile, ExportResult, ParityLine, Summary
 from workbench.studio.store import Cells, Store
@@ -26,7 +27,9 @@ TRIAL_COLUMNS = (
     "settings",
 )  # fmt: skip
 
-META_KEYS = ("figures", "ranking", "bracket", "exports", "inspected", "pins")
+META_KEYS = (
+    "figures", "ranking", "bracket", "exports", "inspected", "pins", "formats", "ways", "quantized",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "bracket": lambda value: None if value is None else (int(value[0]), int(value[1])),
     "exports": read_exports,
     "pins": as_pins,
+    "formats": read_formats,
+    "ways": read_ways,
+    "quantized": read_quantized,
 }
 
 

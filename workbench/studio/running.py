@@ -10,6 +10,7 @@ from typing import Any
 from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken
 from workbench.studio import jobtable
+from workbench.studio.formats import formats, quantize_modules
 from workbench.studio.inspecting import inspect
 from workbench.studio.reporter import Heart, Reporter, trim_events
 from workbench.studio.searching import search
@@ -24,6 +25,8 @@ TASKS: dict[str, Task] = {
     "inspect": inspect,
     "search": search,
     "train": train,
+    "formats": formats,
+    "quantize": quantize_modules,
     "evaluate": evaluate,
     "export": export,
 }

@@ -18,6 +18,8 @@ from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
 from workbench.studio.flushing import ProjectFiles
 from workbench.studio.following import Follower
+from workbench.studio.formats_control import FormatsControl
+from workbench.studio.formats_state import no_formats
 from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
@@ -36,7 +38,7 @@ __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summar
 LIVENESS_SECONDS = 0.5
 
 
-class Session(Steering, TrainingControl, param.Parameterized):
+class Session(Steering, TrainingControl, FormatsControl, param.Parameterized):
     """The live state a window binds to.
 
     Params change only in ``poll()`` and in the edit methods, always together in one batch, and
@@ -57,13 +59,16 @@ class Session(Steering, TrainingControl, param.Parameterized):
     inspected = param.Parameter({}, doc="Layers with an inspection, and when each was made.")
     training = param.Parameter(None, doc="The last training: a TrainingState, or None.")
     curves = param.Parameter(Curves(), doc="Loss, metric and clip bounds of the last training.")
+    formats = param.Parameter(doc="DataFrame of layers, each alone in every number format.")
+    ways = param.Dict({}, doc="How layers are to be quantised as modules, where chosen.")
+    quantized = param.Parameter(None, doc="What the last quantize_modules measured and wrote.")
     exports = param.Parameter(None, doc="What the last export wrote.")
     can_undo = param.Boolean(False)
     can_redo = param.Boolean(False)
     notice = param.String("", doc="A sentence for the user: overtaken by another window, ...")
 
     def __init__(self, project: Project, manager: JobManager | None = None) -> None:
-        super().__init__(layers=pd.DataFrame(), trials=results.no_trials())
+        super().__init__(layers=pd.DataFrame(), trials=results.no_trials(), formats=no_formats())
         self.project = project
         self._manager = manager
         self._lock = threading.RLock()
@@ -309,9 +314,7 @@ class Session(Steering, TrainingControl, param.Parameterized):
             pareto_trials=pareto_trials,
         )
 
-    def export(
-        self, prefix: str | None = None, *, method: str = "ptq", wait: bool = True
-    ) -> None:
+    def export(self, prefix: str | None = None, *, method: str = "ptq", wait: bool = True) -> None:
         """Write the ONNX files, measure them in ONNX Runtime and check that they agree.
 
         ``prefix`` is a folder and the beginning of the file names; None: ``exports/<project>`` in

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 NAN = float("nan")
 
-JobKind = Literal["open", "analyse", "inspect", "search", "train", "evaluate", "export"]
+JobKind = Literal[
+    "open", "analyse", "inspect", "search", "train", "formats", "quantize", "evaluate", "export"
+]
 JOB_KINDS: tuple[JobKind, ...] = (
-    "open", "analyse", "inspect", "search", "train", "evaluate", "export",
+    "open", "analyse", "inspect", "search", "train", "formats", "quantize", "evaluate", "export",
 )  # fmt: skip
 ACTIVE_STATES = ("queued", "running", "paused")
 

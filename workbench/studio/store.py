@@ -24,12 +24,13 @@ from workbench.studio.measurements import Measurement, read_measurements, write_
 if TYPE_CHECKING:
     from workbench.engine.analysis.cost import Cost
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _INSPECTIONS = (
     "CREATE TABLE IF NOT EXISTS inspections (name TEXT PRIMARY KEY, time REAL NOT NULL, "
     "facts TEXT NOT NULL, data BLOB NOT NULL)"
 )
+_PROFILES = "CREATE TABLE IF NOT EXISTS profiles (name TEXT PRIMARY KEY, data BLOB NOT NULL)"
 
 _SCHEMA = f"""
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), tick INTEGER, revision INTEGER);
@@ -68,6 +69,7 @@ CREATE INDEX trials_by_hash ON trials (config_hash);
 CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, pid_created REAL,
                      heartbeat REAL);
 {_INSPECTIONS};
+{_PROFILES};
 """
 
 _ADDED = {
@@ -129,11 +131,12 @@ class Store:
             # Another process may have been faster between our look and the lock.
             version = int(connection.execute("PRAGMA user_version").fetchone()[0])
             for later in range(version + 1, SCHEMA_VERSION + 1):
-                for table, column in _ADDED[later]:
+                for table, column in _ADDED.get(later, ()):
                     rows = connection.execute(f"PRAGMA table_info({table})").fetchall()
                     if column.split()[0] not in [row[1] for row in rows]:
                         connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
             connection.execute(_INSPECTIONS)
+            connection.execute(_PROFILES)
             connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
 
     @property
@@ -396,11 +399,13 @@ class Store:
         with self.write() as connection:
             connection.execute("DELETE FROM trials")
             connection.execute("DELETE FROM inspections")
+            connection.execute("DELETE FROM profiles")
             put_meta(
                 connection,
                 {
                     "figures": {}, "ranking": [], "bracket": None, "exports": None,
                     "record_hash": "", "inspected": {}, "search": None, "training": None,
+                    "formats": [], "ways": {}, "quantized": None,
                 },
             )  # fmt: skip
 

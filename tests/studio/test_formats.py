@@ -1,0 +1,162 @@
+"""Formats by layer and module-level quantisation: the jobs, what they keep, what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from format_models import OUTLIER, make_linear_data, make_linear_net
+
+from workbench.engine import load_quantized_folder, quantize
+from workbench.engine.errors import WrongValue
+from workbench.engine.flows.module_quantize import quantization_report
+from workbench.studio import Session, open_session
+from workbench.studio.errors import JobFailed
+from workbench.studio.format_choices import config_text, configs_of
+from workbench.studio.formats_state import error_series, format_columns
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    folder = tmp_path_factory.mktemp("formats") / "p"
+    session = open_session(
+        make_linear_net(), data=make_linear_data(), metric="cosine", project=folder, threads=1
+    )
+    session.compare_formats()
+    yield session
+    session.dispose()
+
+
+def test_the_table_and_the_channels_are_kept(live: Session) -> None:
+    table = live.formats.set_index("name")
+    assert list(table.index) == ["conv", "fc", "block.fc", "lm_head"]
+    assert table.loc["fc", "shape"] == (64, 64)
+    assert table.loc["fc", "int8"] < table.loc["fc", "int4 g32"] < table.loc["fc", "int4"]
+    assert table.loc["fc", "outliers"] >= 1
+    assert math.isnan(table.loc["conv", "int8"])
+    assert set(format_columns(live.formats)) >= {"int8", "int4", "mxfp4", "hifloat8"}
+    series = error_series(live.formats, ("int8", "float8"))
+    assert [e.name for e in series["int8"]] == ["fc", "block.fc", "lm_head"]
+    assert len(series["float8"]) == 4
+    (profile,) = live.channel_profiles(["conv", "fc"])
+    assert OUTLIER in profile.outliers
+    assert profile.factors is not None
+    other = Session(live.project)
+    assert other.formats.equals(live.formats), "read from the project"
+    other._disposed = True
+
+
+def test_choices_become_exact_configurations(live: Session) -> None:
+    live.choose_way(["fc", "block.fc"], "int8/int8 · smoothquant")
+    live.choose_way(["lm_head"], "int4 g32 · gptq")
+    assert live.layer_ways() == {
+        "conv": "float",
+        "fc": "int8/int8 · smoothquant",
+        "block.fc": "int8/int8 · smoothquant",
+        "lm_head": "int4 g32 · gptq",
+    }
+    configs = live.format_configs()
+    assert [list(config["algorithm"]) for config in configs] == [["smoothquant"], ["gptq"]]
+    live.choose_way(["block.fc"], "float")
+    net = make_linear_net()
+    for config in live.format_configs():
+        quantize(net, json.loads(json.dumps(config)), any_dtype=True)
+    became = {e.name: (e.algorithm, e.formats) for e in quantization_report(net)}
+    assert became["fc"] == ("smoothquant", "int8/int8")
+    assert became["block.fc"] == ("", ""), "its name ends like that of a layer that is quantised"
+    assert became["lm_head"] == ("gptq", "–/int4")
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"fc": "int8 · gptq", "block.fc": "int4 · gptq", "lm_head": "float"},
+        {"fc": "float", "block.fc": "int4 · gptq", "lm_head": "int4 · gptq"},
+        {"fc": "int8/int8 · minmax", "block.fc": "int8/int8 · minmax", "lm_head": "int4 · minmax"},
+        {"fc": "int8 · minmax", "block.fc": "int8 · awq", "lm_head": "mxfp4 · awq"},
+        {"fc": "float", "block.fc": "float", "lm_head": "int8 · minmax"},
+    ],
+)
+def test_any_mixture_is_what_quantize_does(ways: dict[str, str]) -> None:
+    net = make_linear_net()
+    for config in configs_of({"conv": "float", **ways}, 2):
+        assert f"'batch_num': {config['batch_num']}" in config_text((config,))
+        quantize(net, config, any_dtype=True)
+    became = {
+        e.name: f"{e.formats.removeprefix('–/')} · {e.algorithm}" if e.algorithm else "float"
+        for e in quantization_report(net)
+    }
+    shown = {name: way.replace("mxfp4", "mxfp4_e2m1") for name, way in ways.items()}
+    assert became == {"conv": "float", **shown}
+
+
+def test_quantise_measure_and_write(live: Session) -> None:
+    live.choose_way(["fc", "block.fc"], "int8/int8 · smoothquant")
+    live.choose_way(["lm_head"], "float")
+    assert live.format_obstacles() == {"int8/int8 · smoothquant": ["fc", "block.fc"]}
+    with pytest.raises(JobFailed, match="the weight is float32"):
+        live.quantize_modules()
+    assert live.quantized is None
+    before = {k: v.clone() for k, v in live._manager.workspace.source.model.state_dict().items()}
+    live.quantize_modules(float_type="bfloat16")
+    found = live.quantized
+    assert found is not None
+    assert found.quantized == 2
+    assert [layer.name for layer in found.left] == ["conv", "lm_head"]
+    assert found.metric_float == pytest.approx(1.0)
+    assert 0.97 < found.metric_converted <= 1.0
+    assert found.metric_calibrated == pytest.approx(found.metric_converted, abs=0.01)
+    assert found.bytes_converted < 0.4 * found.bytes_float
+    model = live._manager.workspace.source.model
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items()), "only read"
+
+    loaded = load_quantized_folder(found.folder, model=make_linear_net())
+    x = make_linear_data()[0][0]
+    with torch.no_grad():
+        answer, exact = loaded(x.bfloat16()).float(), make_linear_net()(x)
+    assert loaded.get_submodule("fc").quantized_weight.dtype == torch.int8
+    assert torch.cosine_similarity(answer.flatten(), exact.flatten(), dim=0) > 0.97
+    asked = json.loads(Path(found.config_path).read_text())
+    assert asked["configs"] == list(live.format_configs())
+    assert asked["float_type"] == "bfloat16"
+
+    live.quantize_modules("INT8_MINMAX_WEIGHT_QUANT_CFG", float_type="any")
+    again = live.quantized
+    assert again is not None
+    assert again.quantized == 2
+    assert {layer.formats for layer in again.layers if layer.formats} == {"–/int8"}
+    assert (again.folder, again.float_type) == (found.folder, "any")
+    assert load_quantized_folder(again.folder, model=make_linear_net())(x).dtype == torch.float32
+
+
+def test_bad_input(live: Session) -> None:
+    with pytest.raises(WrongValue, match=r"formats is \['int3'\]"):
+        live.compare_formats(["int3"])
+    ways = dict(live.ways)
+    with pytest.raises(WrongValue, match="no layer 'nowhere'"):
+        live.choose_way(["fc", "nowhere"], "int8 · gptq")
+    with pytest.raises(WrongValue, match="there is no way 'int9'"):
+        live.choose_way(["fc"], "int9")
+    with pytest.raises(WrongValue, match="does not take Conv2d"):
+        live.choose_way(["fc", "conv"], "int8 · gptq")
+    assert live.ways == ways, "all or nothing"
+    with pytest.raises(WrongValue, match="no preset 'INT9'"):
+        live.quantize_modules("INT9")
+    with pytest.raises(WrongValue, match="float_type is 'int8'"):
+        live.quantize_modules(float_type="int8")
+    with pytest.raises(ValueError, match="weights.type"):
+        live.quantize_modules({"quant_cfg": {"weights": {"type": "int9"}}, "algorithm": "minmax"})
+    assert not live.job.active
+
+
+def test_another_model_forgets_the_results(live: Session) -> None:
+    live.project.store.forget_results()
+    live.poll()
+    assert not len(live.formats)
+    assert live.ways == {}
+    assert live.quantized is None
+    assert live.channel_profiles(["fc"]) == ()

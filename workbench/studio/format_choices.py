@@ -1,0 +1,126 @@
+"""Which way each layer is quantised, as dicts that ``quantize`` takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from glob import escape
+from typing import Any
+
+from workbench.engine.errors import WrongValue
+
+FLOAT = "float"
+DEFAULT = "int8 · minmax"
+HEAD = "lm_head"
+"""Layers with this in their name stay float unless chosen, as in the presets."""
+
+
+def default_way(name: str, kind: str) -> str:
+    """What holds for a layer that nobody chose anything for."""
+    return FLOAT if HEAD in name or kind != "Linear" else DEFAULT
+
+
+def check_way(name: str, kind: str, way: Any) -> str:
+    """``way`` as it is; ``WrongValue`` when there is none of that name or not for this layer."""
+    from workbench.engine.analysis.module_formats import WAYS
+
+    if way == FLOAT:
+        return FLOAT
+    if way not in WAYS:
+        raise WrongValue(
+            f"there is no way {way!r} to quantise a layer",
+            where=name,
+            hint=f"Allowed: float, {', '.join(WAYS)}.",
+        )
+    if not WAYS[way].takes(kind):
+        allowed = [key for key, one in WAYS.items() if one.takes(kind)]
+        raise WrongValue(
+            f"{way} does not take {kind} layers",
+            where=name,
+            hint=f"Allowed: {', '.join([FLOAT, *allowed])}.",
+        )
+    return str(way)
+
+
+def configs_of(ways: Mapping[str, str], batch_num: int) -> tuple[dict[str, Any], ...]:
+    """Configurations, one an algorithm, that do exactly what ``ways`` says of every layer.
+
+    With one algorithm its most frequent formats stand for all layers, exceptions are patterns and
+    what stays float is in ``skip_layers``; with several each layer has a pattern of its own.
+    Chapter 25 section 2.
+    """
+    from workbench.engine.analysis.module_formats import WAYS
+
+    by_algorithm: dict[str, dict[str, str]] = {}
+    for name, way in ways.items():
+        if way != FLOAT:
+            by_algorithm.setdefault(WAYS[way].algorithm, {})[name] = way
+    return tuple(
+        _config(chosen, ways, batch_num, alone=len(by_algorithm) == 1)
+        for chosen in by_algorithm.values()
+    )
+
+
+def _config(
+    chosen: Mapping[str, str], ways: Mapping[str, str], batch_num: int, *, alone: bool
+) -> dict[str, Any]:
+    from workbench.engine.analysis.module_formats import WAYS
+
+    left = [name for name in ways if name not in chosen]
+    # skip_layers goes by parts of names.
+    plain = alone and not any(part in name for part in left for name in chosen)
+    usual = Counter(chosen.values()).most_common(1)[0][0] if plain else None
+    sections: dict[str, Any] = {}
+    if usual is not None:
+        sections["weights"] = dict(WAYS[usual].weights)
+        if WAYS[usual].inputs is not None:
+            sections["inputs"] = dict(WAYS[usual].inputs or {})
+    for name, way in chosen.items():
+        if way == usual:
+            continue
+        pattern, one = _pattern(name, ways), WAYS[way]
+        sections[f"{pattern}.weights"] = dict(one.weights)
+        if one.inputs is not None:
+            sections[f"{pattern}.inputs"] = dict(one.inputs)
+        elif "inputs" in sections:
+            sections[f"{pattern}.inputs"] = {"enable_quant": False}
+    return {
+        "batch_num": batch_num,
+        "quant_cfg": sections,
+        "algorithm": WAYS[next(iter(chosen.values()))].options,
+        "skip_layers": left if plain else [],
+    }
+
+
+def _pattern(name: str, names: Mapping[str, str]) -> str:
+    """A pattern that matches this layer alone; one must have a star in it."""
+    if any(other != name and other.endswith(name) for other in names):
+        # No name begins with a star: this class matches the first letter only.
+        return f"[*{name[0]}]{escape(name[1:])}"
+    return f"*{escape(name)}"
+
+
+def dtype_note(ways: Mapping[str, str], dtypes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Ways that the float type of their layers is in the way of, and those layers."""
+    from workbench.engine.analysis.module_formats import WAYS
+
+    found: dict[str, list[str]] = {}
+    for name, way in ways.items():
+        if way == FLOAT:
+            continue
+        allowed = [str(dtype).removeprefix("torch.") for dtype in WAYS[way].dtypes]
+        if dtypes[name] not in allowed:
+            found.setdefault(way, []).append(name)
+    return found
+
+
+def config_text(configs: tuple[dict[str, Any], ...]) -> str:
+    """As Python to paste: calls of ``quantize``'s second argument."""
+    import pprint
+
+    blocks = []
+    for number, config in enumerate(configs, 1):
+        name = "config" if len(configs) == 1 else f"config_{number}"
+        text = pprint.pformat(config, sort_dicts=False, width=88, compact=True)
+        blocks.append(f"{name} = {text}\n")
+    return "\n".join(blocks)
