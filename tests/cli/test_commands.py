@@ -65,6 +65,20 @@ def test_a_chain_of_commands_leaves_what_a_page_can_open(
     opened.close()
 
 
+def test_training_and_the_trained_files(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", project, "--epochs", "1", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "qat" and found["layers_trained"] == 3 and found["checkpoints"]
+    assert 0 < found["trained"] <= 1
+    assert run("export", project, "--trained", "--prefix", tmp_path / "net", "--json") == 0
+    kinds = {f["kind"] for f in json.loads(capsys.readouterr().out)["files"]}
+    assert {"fake_quant", "deploy"} <= kinds
+    assert run("train", project, "--resume") == 2
+    assert "no stopped training" in capsys.readouterr().err
+
+
 def test_a_target_that_no_quantised_network_meets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,18 @@ def _searched(session: Session) -> Result:
     return _calibrated(session) | {"ok": satisfied, "float_layers": floats, "trials": len(own)}
 
 
+def _trained(session: Session) -> Result:
+    training = session.training
+    assert training is not None
+    return _summary(session) | {
+        "method": training.method,
+        "trained": training.metric,
+        "layers_trained": training.layers,
+        "steps": training.steps,
+        "checkpoints": [row.name for row in training.checkpoints],
+    }
+
+
 def _exported(session: Session) -> Result:
     exported = session.exports
     files = [
@@ -171,6 +183,11 @@ def _words(found: Result) -> str:
         verdict = "met" if found["ok"] else "missed"
         left = ", ".join(found["float_layers"]) or "none"
         lines.append(f"  target {verdict} after {found['trials']} trials; left in float: {left}")
+    if "trained" in found:
+        lines.append(
+            f"  trained ({found['method']}, {found['layers_trained']} layers, "
+            f"{found['steps']} steps): {formats.metric(found['trained'], metric)}"
+        )
     if "record" in found:
         lines.append(f"  record: {found['record']}")
     for file in found.get("files", ()):
@@ -189,6 +206,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _train(session: Session, given: argparse.Namespace) -> None:
+    if given.resume:
+        session.resume_training()
+        return
+    session.train(
+        given.method,
+        epochs=given.epochs,
+        learning_rate=given.learning_rate,
+        samples=given.samples,
+        seed=given.seed,
+    )
 
 
 def _search(session: Session, given: argparse.Namespace) -> None:
@@ -254,11 +284,32 @@ COMMANDS: Mapping[str, Command] = {
             ),
         ),
     ),
+    "train": Command(
+        "train with quantisation in the loop, or distil from the float model",
+        _train,
+        _trained,
+        (
+            Option("--method", {"default": "qat", "choices": ["qat", "distill"]}),
+            Option("--epochs", {"type": int, "default": 2}),
+            Option("--learning-rate", {"type": float, "default": None}),
+            Option("--samples", {"type": int, "default": None, "help": "about so many an epoch"}),
+            Option("--seed", {"type": int, "default": 0}),
+            Option(
+                "--resume",
+                {"action": "store_true", "help": "go on from the last checkpoint instead"},
+            ),
+        ),
+    ),
     "export": Command(
         "write the ONNX files, measure them and check that they agree",
-        lambda session, given: session.export(given.prefix),
+        lambda session, given: session.export(
+            given.prefix, method="qat" if given.trained else "ptq"
+        ),
         _exported,
         (
+            Option(
+                "--trained", {"action": "store_true", "help": "the network of the last training"}
+            ),
             Option(
                 "--prefix",
                 {"help": "folder and beginning of the file names (default: in the project)"},
