@@ -127,11 +127,11 @@ def metric_chart(
     if not known:
         note(figure, _("The metric appears here after the first epoch"), dark=dark)
         return _hidden(figure)
-    spread = max(max(known) - min(known), 0.002 if share else abs(max(known)) * 1e-3)
+    spread = max(max(known) - min(known), 0.01 if share else abs(max(known)) * 1e-3)
     figure.update_yaxes(
         title_text=title,
         tickformat=".1%" if share else None,
-        range=[min(known) - 0.15 * spread, max(known) + 0.15 * spread],
+        range=[min(known) - 0.2 * spread, max(known) + 0.2 * spread],
     )
     return figure
 

@@ -93,6 +93,7 @@ class DistillFlow:
     def write_config(self) -> str:
         """Write ``distill.json``; its text."""
         run, workspace = self._run, self._run.workspace
+        self._config.unlink(missing_ok=True)  # it is written anew; nobody needs a warning
         create_distill_config(str(self._config), run.source.model, run.source.example)
         config = read_distill_config(str(self._config))
         _, columns = workspace.project.store.configuration()
@@ -146,6 +147,7 @@ class DistillFlow:
     def save(self, model: nn.Module, prefix: str) -> None:
         """Write the ONNX files of a trained student."""
         run = self._run
+        self._record.unlink(missing_ok=True)
         save_distill_model(
             model, prefix, run.source.example, str(self._record),
             on_event=run.report, cancel=run.cancel,

@@ -98,6 +98,7 @@ class QatFlow:
     def create(self) -> nn.Module:
         """The model with quantisers, their clip bounds found on the calibration data."""
         run = self._run
+        self._record.unlink(missing_ok=True)  # it is written anew; nobody needs a warning
         model = create_quant_retrain_model(
             str(self._config), run.source.model, str(self._record), run.source.example,
             on_event=run.report, cancel=run.cancel,
@@ -117,6 +118,7 @@ class QatFlow:
     def restore(self, weights: Path) -> nn.Module:
         """The trained model again, from its weights."""
         run = self._run
+        self._record.unlink(missing_ok=True)
         model = restore_quant_retrain_model(
             str(self._config), run.source.model, str(self._record), run.source.example,
             str(weights), on_event=run.report, cancel=run.cancel,

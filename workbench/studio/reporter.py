@@ -43,6 +43,7 @@ class Reporter:
         self._job = job
         self._lock = threading.Lock()
         self._stages = stages
+        self._longest: int | None = None
         self._stage = -1
         self._steps = 0
         self._fraction = 0.0
@@ -60,8 +61,10 @@ class Reporter:
         self.settings: dict[str, str] | None = None
         """Settings (see ``settings_key``) that measurements are made with."""
 
-    def stages(self, count: int) -> None:
+    def stages(self, count: int, *, longest: int | None = None) -> None:
+        """So many stages; that with the number ``longest`` takes as long as ten times the rest."""
         self._stages = count
+        self._longest = longest
 
     def stage(self, message: str, *, steps: int = 0, known_length: bool = True) -> None:
         """The next step begins; ``steps`` is its length where events do not say it."""
@@ -160,9 +163,13 @@ class Reporter:
         if not self._known_length:
             return 0, 0, None
         stage = max(self._stage, 0)
-        done = min(UNITS * self._stages, int(UNITS * (stage + self._fraction)))
         total = UNITS * self._stages
-        share = done / total
+        weights = [1.0] * self._stages
+        if self._longest is not None:
+            weights[self._longest] = 10.0 * (self._stages - 1)
+        done = sum(weights[:stage]) + sum(weights[stage : stage + 1]) * self._fraction
+        share = min(1.0, done / sum(weights))
+        done = int(total * share)
         elapsed = time.monotonic() - self._began
         left = elapsed * (1 - share) / share if share > 0.05 else None
         return done, total, left

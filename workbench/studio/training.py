@@ -65,7 +65,7 @@ def train(run: Run) -> None:
     asked = {key: value for key, value in run.args.items() if key != "resume"}
     method, resume = str(asked.get("method", "qat")), bool(run.args.get("resume"))
     settings = TrainingSettings.from_mapping(asked.get("settings") or {})
-    run.report.stages(6)
+    run.report.stages(6, longest=4)
     ensure_open(run.workspace, run.report)
     project = run.workspace.project
     _require_source(run)
