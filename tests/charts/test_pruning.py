@@ -20,6 +20,7 @@ def test_channels_of_a_layer_go_from_the_most_sensitive_to_the_least(dark):
     # A channel without a value is last, one without an effect at the end of the scale.
     assert heat.z[1][0] == -3.0 and np.isnan(heat.z[1][1:]).all()
     assert [int(c) for c in heat.customdata[1, :2, 0]] == [1, 0]
+    assert heat.zmin == -3.0 and heat.colorbar.ticktext == ("≤ 0.001", "0.01", "0.1", "1")
     assert list(figure.layout.yaxis.ticktext) == ["a", "b"]
 
 
@@ -29,6 +30,12 @@ def test_crosses_stand_where_the_channel_stands_after_sorting():
     )
     crosses = figure.data[1]
     assert list(zip(crosses.x, crosses.y, strict=True)) == [(1, "a"), (2, "a")]
+
+
+@pytest.mark.parametrize(("least", "low", "ticks"), [(50.0, -1.0, 2), (2.0, np.log10(0.02), 2)])
+def test_colours_begin_at_the_least_sensitive_channel(least, low, ticks):
+    heat = channel_sensitivity_chart({"a": [100.0, least]}).data[0]
+    assert heat.zmin == pytest.approx(low) and len(heat.colorbar.tickvals) == ticks
 
 
 def test_sensitivities_of_zero_are_no_error():

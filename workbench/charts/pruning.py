@@ -13,8 +13,8 @@ from workbench.charts.sensitivity import short_name, tick_names
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, hatch, log_scale, note, palette
 
-_DECADES = 3.0
-"""What is a thousand times less sensitive than the most sensitive channel has its own colour."""
+_LOWEST, _HIGHEST = -3.0, -1.0
+"""Between these ends the colours begin, in decades below the most sensitive channel."""
 
 _NAMED_BARS = 60
 """Above this many layers their names would overlap."""
@@ -54,12 +54,15 @@ def channel_sensitivity_chart(
         channels[row, : len(values)] = order
         gone = set(removed.get(name, ())) if removed else set()
         crosses += [(place, name) for place, channel in enumerate(order) if int(channel) in gone]
+    logs = _decades(shown)
+    low = float(np.nanmin(logs, initial=_HIGHEST))
+    ticks = [tick for tick in (-3, -2, -1, 0) if tick >= low]
     figure.add_heatmap(
-        z=_decades(shown),
+        z=logs,
         x=np.arange(width),
         y=names,
         customdata=np.dstack([channels, shown]),
-        zmin=-_DECADES,
+        zmin=low,
         zmax=0.0,
         xgap=1,
         ygap=1,
@@ -67,8 +70,8 @@ def channel_sensitivity_chart(
         colorscale=log_scale(dark),
         colorbar={
             "title": {"text": _("of the largest"), "side": "right"},
-            "tickvals": [-3, -2, -1, 0],
-            "ticktext": ["≤ 0.001", "0.01", "0.1", "1"],
+            "tickvals": ticks,
+            "ticktext": ["≤ 0.001" if tick == _LOWEST else f"{10.0**tick:g}" for tick in ticks],
             "thickness": 12,
         },
         hovertemplate=(
@@ -256,6 +259,5 @@ def _decades(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """log10 of each value's share of the largest one, not below the end of the scale."""
     finite = values[np.isfinite(values)]
     largest = float(finite.max(initial=0.0)) or 1.0
-    lowest = 10.0**-_DECADES
-    logs: npt.NDArray[np.float64] = np.log10(np.maximum(values / largest, lowest))
+    logs: npt.NDArray[np.float64] = np.log10(np.maximum(values / largest, 10.0**_LOWEST))
     return logs
