@@ -15,6 +15,7 @@ from panel_material_ui.template.base import Meta, Page
 from workbench.app.actions import Actions
 from workbench.app.code_tab import CodeTab, ScriptView
 from workbench.app.export_tab import ExportTab
+from workbench.app.formats_tab import FormatsTab
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.inspect_tab import InspectTab
@@ -53,8 +54,8 @@ class WorkbenchPage(View):
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
         self.parts = [self.topbar, self.actions, self.script]
-        # A tab is built when it is first looked at: all seven would double the first paint.
-        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(7)]
+        # A tab is built when it is first looked at: all eight would double the first paint.
+        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(8)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
         self.tabs = pmui.Tabs(
             *zip(
@@ -64,6 +65,7 @@ class WorkbenchPage(View):
                     _("Inspect"),
                     _("Search"),
                     _("Train"),
+                    _("Formats"),
                     _("Export"),
                     _("Code"),
                 ],
@@ -134,6 +136,10 @@ class WorkbenchPage(View):
         return self._part(TrainTab(self.session, self.window))
 
     @cached_property
+    def formats(self) -> FormatsTab:
+        return self._part(FormatsTab(self.session, self.window))
+
+    @cached_property
     def export(self) -> ExportTab:
         return self._part(ExportTab(self.session, self.window))
 
@@ -149,9 +155,10 @@ class WorkbenchPage(View):
         """Put the tab in front into its place, if it was never there."""
         place = self._places[self.window.tab]
         if not len(place):
-            names = ("model", "layers", "inspect", "search", "train", "export", "code")
-            name = names[self.window.tab]
-            place.append(getattr(self, name))
+            names = (
+                "model", "layers", "inspect", "search", "train", "formats", "export", "code",
+            )  # fmt: skip
+            place.append(getattr(self, names[self.window.tab]))
 
     def poll(self) -> None:
         """Apply what other windows and the worker did; a failure must not end the polling."""

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import escape
 from typing import Any
 
 from workbench.engine.errors import WrongValue
 
 FLOAT = "float"
+SEPARATOR = " · "
 DEFAULT = "int8 · minmax"
 HEAD = "lm_head"
 """Layers with this in their name stay float unless chosen, as in the presets."""
+
+
+def ways_by_format() -> dict[str, list[str]]:
+    """Algorithms by formats ("int8", "int8/int8", …), for menus; float has none."""
+    from workbench.engine.analysis.module_formats import WAYS
+
+    found: dict[str, list[str]] = {FLOAT: []}
+    for way in WAYS:
+        formats, algorithm = way.split(SEPARATOR)
+        found.setdefault(formats, []).append(algorithm)
+    return found
 
 
 def default_way(name: str, kind: str) -> str:
@@ -114,13 +126,18 @@ def dtype_note(ways: Mapping[str, str], dtypes: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def config_text(configs: tuple[dict[str, Any], ...]) -> str:
-    """As Python to paste: calls of ``quantize``'s second argument."""
-    import pprint
-
+def config_text(configs: Sequence[Mapping[str, Any]]) -> str:
+    """As Python to paste, a name for each and a line for each section."""
     blocks = []
     for number, config in enumerate(configs, 1):
         name = "config" if len(configs) == 1 else f"config_{number}"
-        text = pprint.pformat(config, sort_dicts=False, width=88, compact=True)
-        blocks.append(f"{name} = {text}\n")
-    return "\n".join(blocks)
+        lines = [f"{name} = {{"]
+        for key, value in config.items():
+            if key == "quant_cfg":
+                lines.append(f"    {key!r}: {{")
+                lines += [f"        {part!r}: {section!r}," for part, section in value.items()]
+                lines.append("    },")
+            else:
+                lines.append(f"    {key!r}: {value!r},")
+        blocks.append("\n".join([*lines, "}"]))
+    return "\n\n".join(blocks) + "\n" * bool(blocks)

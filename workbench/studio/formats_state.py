@@ -71,7 +71,9 @@ class QuantizedModel:
 
 
 def no_formats() -> pd.DataFrame:
-    return pd.DataFrame({column: pd.Series(dtype=object) for column in (*FACTS, *MEASURED)})
+    return pd.DataFrame({column: pd.Series(dtype=object) for column in (*FACTS, *MEASURED)}).astype(
+        dict.fromkeys(MEASURED, np.float64)
+    )
 
 
 def read_formats(value: Any) -> pd.DataFrame:
@@ -114,6 +116,12 @@ def error_series(
         for key in formats
         if key in table.columns
     }
+
+
+def loudest(table: pd.DataFrame, most: int) -> list[str]:
+    """The layers with the largest channels against their median one, in the model's order."""
+    known = table[table["largest"].notna()]
+    return [str(name) for name in known.nlargest(most, "largest").sort_index()["name"]]
 
 
 def store_formats(store: Store, found: Sequence[LayerFormats]) -> None:

@@ -1,0 +1,318 @@
+"""Module-level quantisation: formats by layer, outliers, what smoothing does, the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from workbench.app.copy_button import CopyButton
+from workbench.app.formats_table import FormatsTable
+from workbench.app.html import ThemedHTML, escape, notice
+from workbench.app.i18n import _
+from workbench.app.job_notice import JobNotice
+from workbench.app.plot import Plot
+from workbench.app.view import View
+from workbench.app.window import FORMATS_TAB, WindowState
+from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
+from workbench.charts.sensitivity import short_name
+from workbench.engine.analysis.module_formats import WAYS, WEIGHTS
+from workbench.studio.format_choices import FLOAT, SEPARATOR, config_text, ways_by_format
+from workbench.studio.formats_state import QuantizedModel, error_series, loudest
+from workbench.studio.session import Session
+
+HEIGHT = 268
+MOST_FORMATS = 5
+MOST_LAYERS = 14
+SHOWN = ["int8", "float8", "int4", "int4 g32", "mxfp4"]
+ALIGNED = {"align-items": "center", "gap": "8px"}
+
+
+class FormatsTab(View):
+    """Measure, look, choose for all or for some, quantise and measure."""
+
+    def __init__(self, session: Session, window: WindowState) -> None:
+        super().__init__(session, window, FORMATS_TAB)
+        self.state = JobNotice(session, window, ("open", "formats", "quantize"))
+        self.table = FormatsTable(session, window, self.update)
+        self.parts = [self.state, self.table]
+        self._by_format = ways_by_format()
+        self._proposed = False
+        small = {"size": "small", "margin": 0}
+        self.measure = self._button(
+            _("Measure formats"), "straighten", lambda: session.compare_formats(wait=False)
+        )
+        self.format = pmui.Select(
+            label=_("inputs/weights"), options=list(self._by_format), value="int8/int8",
+            width=150, **small,
+        )  # fmt: skip
+        self.algorithm = pmui.Select(label=_("algorithm"), options=[], width=134, **small)
+        self.apply = self._button("", "done_all", self._apply)
+        self.float_type = pmui.Select(
+            label=_("float type"),
+            options={
+                _("as it is"): "keep", _("cast to bfloat16"): "bfloat16",
+                _("cast to float16"): "float16", _("as it is, any format"): "any",
+            },
+            value="keep", width=168, **small,
+        )  # fmt: skip
+        self.start = self._button(
+            _("Quantise and measure"), "play_arrow",
+            lambda: session.quantize_modules(float_type=self.float_type.value, wait=False),
+            variant="contained",
+        )  # fmt: skip
+        self.stop = self._button(_("Stop"), "stop", session.cancel)
+        self.text = ThemedHTML(margin=(4, 0))
+        self.shown = pmui.MultiChoice(
+            label=_("formats in the chart"), options=list(WEIGHTS), value=SHOWN,
+            max_items=MOST_FORMATS, sizing_mode="stretch_width", margin=(2, 0),
+        )  # fmt: skip
+        self.errors = Plot(self._error_figure(), height=HEIGHT, label=_("Weight error by layer"))
+        self.outliers = Plot(
+            self._outlier_figure(), height=HEIGHT, label=_("Input channels by layer")
+        )
+        self.smoothing = Plot(
+            self._smoothing_figure(), height=HEIGHT, label=_("Before and after SmoothQuant")
+        )
+        self.smoothing_title = ThemedHTML()
+        self.result = ThemedHTML(margin=(8, 0))
+        self.config = ThemedHTML(styles={"overflow": "auto", "max-height": "300px"})
+        self.copy = CopyButton(margin=0)
+        self.config_row = pn.Column(
+            pn.Row(
+                ThemedHTML(f'<h2 class="wb">{escape(_("Configuration"))}</h2>', width=140,
+                           sizing_mode=None),
+                self.copy, styles=ALIGNED, margin=0,
+            ),
+            self.config,
+            sizing_mode="stretch_width", margin=(8, 0),
+        )  # fmt: skip
+        # Hidden until something is measured, so that an empty page does not look broken.
+        row: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
+        self.details = pn.Column(
+            self.table,
+            pn.Row(
+                pn.Column(_title(_("Weight error by layer")), self.errors, self.shown, **row),
+                pn.Column(_title(_("Input channels that stand out")), self.outliers, **row),
+                pn.Column(self.smoothing_title, self.smoothing, **row),
+                sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={"gap": "10px"},
+            ),
+            pn.Row(self.result, self.config_row, styles={"gap": "24px"}, **row),
+            visible=False,
+            **row,
+        )  # fmt: skip
+        self.watch(self.format, self._offer_algorithms, "value")
+        self.watch(self.float_type, self.update, "value")
+        self.watch(self.shown, self.update_errors, "value")
+        self.watch(session, self.update_measured, "formats")
+        self.watch(session, self.update, "job", "ways", "quantized", "summary", "layers")
+        self.watch(window, self.update_charts, "dark")
+        self._offer_algorithms()
+        self.update_measured()
+
+    def _button(self, label: str, icon: str, action: Any, variant: str = "outlined") -> Any:
+        button = pmui.Button(label=label, icon=icon, size="small", variant=variant, margin=0)
+        self.press(button, lambda: self.act(lambda: action()))
+        return button
+
+    # -- what the user does ---------------------------------------------------------------------
+
+    @property
+    def way(self) -> str:
+        """What the menus say."""
+        if self.format.value == FLOAT:
+            return FLOAT
+        return f"{self.format.value}{SEPARATOR}{self.algorithm.value}"
+
+    def _offer_algorithms(self) -> None:
+        known = self._by_format[self.format.value]
+        chosen = self.algorithm.value if self.algorithm.value in known else "".join(known[-1:])
+        self.algorithm.param.update(options=known, value=chosen or None, disabled=not known)
+
+    def _apply(self) -> None:
+        """Give the ticked layers, or all that can be quantised so, what the menus say."""
+        table, way = self.session.formats, self.way
+        names = list(self.table.chosen)
+        if not names:
+            takes = WAYS[way].takes if way != FLOAT else (lambda _kind: True)
+            pairs = zip(table["name"], table["type"], strict=True)
+            names = [name for name, kind in pairs if takes(kind)]
+        self.session.choose_way(names, way)
+        self.window.notice = ""
+
+    # -- charts -------------------------------------------------------------------------------
+
+    def _error_figure(self) -> Any:
+        series = error_series(self.session.formats, self.shown.value or [])
+        return weight_error_chart(
+            {key: found for key, found in series.items() if found},
+            dark=self.window.dark, height=HEIGHT,
+        )  # fmt: skip
+
+    def _outlier_figure(self) -> Any:
+        names = loudest(self.session.formats, MOST_LAYERS)
+        profiles = self.session.channel_profiles(names)
+        return outlier_chart(profiles, dark=self.window.dark, height=HEIGHT)
+
+    def _smoothing_figure(self) -> Any:
+        profiles = self.session.channel_profiles([self.table.layer])
+        if not profiles:
+            return outlier_chart((), dark=self.window.dark, height=HEIGHT)
+        return smoothing_chart(profiles[0], dark=self.window.dark, height=HEIGHT)
+
+    def update_errors(self) -> None:
+        self.errors.draw(self._error_figure())
+
+    def update_charts(self) -> None:
+        self.update_errors()
+        self.outliers.draw(self._outlier_figure())
+        self.update_layer()
+
+    def update_layer(self) -> None:
+        name = self.table.layer
+        self.smoothing.draw(self._smoothing_figure())
+        self.smoothing_title.fill(
+            f'<h2 class="wb" title="{escape(name)}">{escape(_("SmoothQuant:"))} '
+            f"{escape(short_name(name))}</h2>"
+        )
+
+    # -- words --------------------------------------------------------------------------------
+
+    def update_measured(self) -> None:
+        """Other layers, or other figures of them."""
+        self.table.update()
+        known = len(self.session.formats) > 0
+        if known and not self._proposed and self.session.format_obstacles():
+            self.float_type.value = "bfloat16"
+        self._proposed = self._proposed or known
+        self.update_charts()
+        self.update()
+
+    def update(self) -> None:
+        session = self.session
+        job = session.job
+        active = job is not None and job.active
+        running = active and job is not None and job.kind in ("formats", "quantize")
+        known = len(session.formats) > 0
+        self.details.visible = known
+        self.measure.disabled = active or not len(session.layers)
+        self.stop.disabled = not running
+        self.apply.disabled = self.format.disabled = not known
+        self.float_type.disabled = not known
+        chosen = len(self.table.chosen)
+        self.apply.label = f"{_('For')} {chosen} {_('ticked')}" if chosen else _("For all layers")
+        self.update_layer()
+        configs = session.format_configs() if known else ()
+        self.start.disabled = active or not configs
+        text = config_text(configs)
+        self.copy.text = text
+        self.config.fill(f'<pre class="wb"><code>{escape(text)}</code></pre>')
+        self.text.fill(self._sentence(running, known))
+        self.result.fill(self._result(session.quantized))
+
+    def _sentence(self, running: bool, known: bool) -> str:
+        job = self.session.job
+        if running:
+            words = (job.message if job is not None else "") or _("Working")
+            return notice(f"{words} …")
+        if not known:
+            return notice(
+                _(
+                    "For models of Linear layers, quantised layer for layer without a graph. "
+                    "Measure formats rounds each layer alone in every number format and looks for "
+                    "input channels that stand out."
+                )
+            )
+        return self._cast_words() or self._summary()
+
+    def _summary(self) -> str:
+        ways = self.session.layer_ways()
+        count = sum(way != FLOAT for way in ways.values())
+        words = f"{count} {_('of')} {len(ways)} {_('layers are to be quantised')}. "
+        words += _(
+            "Per cent: error of the weights. dB: output of the layer with int8 inputs and weights, "
+            "as it is and with SmoothQuant. Outlier: largest input channel against the median one."
+        )
+        return f'<div class="wb-muted">{escape(words)}</div>'
+
+    def _cast_words(self) -> str:
+        """What the float type of the weights means for the choices, where it matters."""
+        obstacles = self.session.format_obstacles()
+        if not obstacles:
+            return ""
+        count = sum(len(names) for names in obstacles.values())
+        ways = ", ".join(obstacles)
+        takes = sorted({str(d).removeprefix("torch.") for w in obstacles for d in WAYS[w].dtypes})
+        made = f"{ways}: {_('made for weights in')} {', '.join(takes)}. "
+        chosen = self.float_type.value
+        if chosen == "keep":
+            words = (
+                made + f"{count} {_('layers would stay float: choose a cast under “float type”.')}"
+            )
+            return f'<div class="wb-notice" role="status">{escape(words)}</div>'
+        if chosen == "any":
+            words = made + _("They are quantised all the same, as this float type runs here.")
+        else:
+            words = made + f"{_('The weights are cast to')} {chosen} {_('first, in a copy.')}"
+        return f'<div class="wb-muted">{escape(words)}</div>'
+
+    def _result(self, found: QuantizedModel | None) -> str:
+        if found is None:
+            return ""
+        name = self.session.summary.metric_name
+        title = formats.metric_title(name) or _("metric")
+        rows = (
+            (_("float"), found.metric_float, found.bytes_float),
+            (_("calibrated (before convert)"), found.metric_calibrated, None),
+            (_("converted"), found.metric_converted, found.bytes_converted),
+        )
+        head = f'<th></th><th class="wb-number">{escape(title)}</th><th class="wb-number"></th>'
+        head += f'<th class="wb-number">{escape(_("tensors"))}</th>'
+        lines = "".join(
+            f"<tr><td>{escape(label)}</td>"
+            f'<td class="wb-number">{formats.metric(metric, name)}</td>'
+            f'<td class="wb-number">'
+            f"{formats.metric_delta(found.metric_float, metric, name) if place else ''}</td>"
+            f'<td class="wb-number">{formats.size(size) if size is not None else ""}</td></tr>'
+            for place, (label, metric, size) in enumerate(rows)
+        )
+        facts = [
+            f"{found.quantized} {_('layers quantised')}",
+            f"{formats.ratio(found.bytes_float, found.bytes_converted)} {_('smaller')}",
+            formats.duration(found.seconds),
+        ]
+        left = "".join(
+            f"<tr><td>{escape(layer.name)}</td><td>{escape(layer.reason)}</td></tr>"
+            for layer in found.left
+        )
+        details = (
+            f"<details><summary>{escape(_('stayed float:'))} {len(found.left)}</summary>"
+            f'<table class="wb">{left}</table></details>'
+            if left
+            else ""
+        )
+        return (
+            f'<h2 class="wb">{escape(_("Quantised model"))}</h2>'
+            f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+            f'<p class="wb-muted"><b class="wb-good">✓ {escape(_("Done"))}</b>: '
+            f"{escape(' · '.join(facts))}<br>{escape(found.folder)}</p>{details}"
+        )
+
+    def __panel__(self) -> Any:
+        return pn.Column(
+            self.state,
+            pn.Row(
+                self.measure, self.format, self.algorithm, self.apply, self.float_type,
+                self.start, self.stop,
+                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+            ),
+            self.text,
+            self.details,
+            sizing_mode="stretch_width",
+            margin=(0, 14, 10, 14),
+        )  # fmt: skip
+
+
+def _title(text: str) -> ThemedHTML:
+    return ThemedHTML(f'<h2 class="wb">{escape(text)}</h2>')
