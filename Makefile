@@ -11,7 +11,7 @@ PORT   ?= 5006
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,jupyter,search,distributed,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,jupyter,search,distributed,hf,dev]"
 	# An editable install puts no files into etc/jupyter: NetronView needs its routes switched on.
 	$(BIN)/jupyter server extension enable workbench.netron_server --sys-prefix 2>/dev/null
 	touch $@

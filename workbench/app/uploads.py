@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 
 from workbench.app.i18n import _
 from workbench.app.projects import home
-from workbench.studio.project import MODEL_FILES, safe_name
+from workbench.studio.project import safe_name
 
 ROUTE = "upload"
-MODELS = tuple(f".{suffix}" for suffix in MODEL_FILES)
+MODELS = (".pt2", ".onnx")
 DATA = (".npz",)
 EXTERNAL = (".data", ".onnx_data", ".bin")
 MOST_FILES = 200

@@ -19,7 +19,3 @@ class JobFailed(WorkbenchError, RuntimeError):
 
 class CodeNotAllowed(WorkbenchError, PermissionError):
     """Loading Python code was asked for, but the server was not started with it allowed."""
-
-
-class NotBuilt(WorkbenchError, NotImplementedError):
-    """A source of the specification that this version does not read."""

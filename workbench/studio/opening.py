@@ -47,11 +47,12 @@ def open_session(
     """Open a model or a project.
 
     ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, an exported program (``.pt2``)
-    or ONNX file, ``package.module:factory`` (where code is allowed), or an existing project folder.
-    ``data``: a loader whose batches are inputs or (inputs, labels), a mapping with ``calibration``
-    and ``evaluation`` loaders, or the path of an ``.npz``. ``train``: training data, a loader whose
-    batches are inputs or (inputs, labels), the path of an ``.npz``, or ``package.module:loader``;
-    an example has its own, and without any a training learns from the calibration data.
+    or ONNX file, a folder of ``transformers``, ``package.module:factory`` (where code is allowed),
+    or an existing project folder. ``data``: a loader whose batches are inputs or (inputs, labels),
+    a mapping with ``calibration`` and ``evaluation`` loaders, or the path of an ``.npz``.
+    ``train``: training data, a loader whose batches are inputs or (inputs, labels), the path of an
+    ``.npz``, or ``package.module:loader``; an example has its own, and without any a training
+    learns from the calibration data.
     ``metric``: ``top1``, ``top5``, ``psnr``, ``cosine``, ``package.module:function``, or a function
     ``metric(model, batches) -> float`` where higher is better. ``project``: the folder to keep all
     in (default ``runs/<name>``); one that exists is continued.
@@ -59,8 +60,8 @@ def open_session(
     ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
     session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
 
-    Errors: ``NotBuilt`` for a kind of source that this version does not read, ``CodeNotAllowed``,
-    ``NotWritable``, and ``WrongValue`` for a folder that holds another model's project.
+    Errors: ``MissingFile`` for a file that is not there, ``CodeNotAllowed``, ``NotWritable``, and
+    ``WrongValue`` for a folder that holds another model's project.
     """
     live: LiveSource | None = None
     if isinstance(source, str | os.PathLike) and is_project(source):
@@ -159,12 +160,12 @@ def _settings(
 def _source_kind(text: str) -> str:
     from workbench import zoo
     from workbench.studio.code import load_object
-    from workbench.studio.sources import OFFERED, refuse
+    from workbench.studio.sources import OFFERED
 
     if text in zoo.names():
         return "zoo"
     suffix = Path(text).suffix.lower()
-    if suffix[1:] in MODEL_FILES:
+    if suffix in (".pt2", ".onnx"):
         if not Path(text).expanduser().is_file():
             raise MissingFile("there is no such file", where=text, hint="Check the path.")
         return suffix[1:]
@@ -175,7 +176,7 @@ def _source_kind(text: str) -> str:
             hint=OFFERED,
         )
     if (Path(text) / "config.json").is_file():
-        raise refuse("hf")
+        return "hf"
     if re.fullmatch(r"[\w.]+:[\w.]+", text):
         load_object(text, what="source")
         return "python"

@@ -26,8 +26,11 @@ MAX_NAME = 200
 MODEL_FILES: Mapping[str, tuple[str, str]] = {
     "pt2": ("workbench.engine.graph.pt2_model", "load_exported_program"),
     "onnx": ("workbench.engine.graph.onnx_model", "load_onnx_model"),
+    "hf": ("workbench.engine.flows.folder_network", "load_folder_model"),
 }
-"""Files by their suffix: the function that reads one without running anything in it.
+"""Kinds of source that are files: the function that reads one without running anything in it.
+
+``pt2`` and ``onnx`` are suffixes, ``hf`` is a folder with ``config.json`` and safetensors.
 
 Named, not imported: a server that only shows tables never loads torch.
 """

@@ -18,14 +18,14 @@ from workbench.engine.graph.capture import copy_model
 from workbench.studio import metrics
 from workbench.studio.batches import DataSet, cut, read_npz, read_stored, stored_hint
 from workbench.studio.code import load_object
-from workbench.studio.errors import NotBuilt
 from workbench.studio.metrics import Batch, Metric, Score
 from workbench.studio.project import MODEL_FILES, DataSpec, Project, SourceSpec
 
 OFFERED = (
     "This version opens an example of workbench.zoo by name, a model object "
     "(workbench.open(model, data=loader)), an exported program (.pt2), an ONNX file, "
-    "package.module:factory where code is allowed, and a project folder."
+    "a folder of transformers (config.json and safetensors), package.module:factory where code is "
+    "allowed, and a project folder."
 )
 
 
@@ -62,8 +62,8 @@ class LoadedSource:
 def load_source(project: Project, live: LiveSource | None = None) -> LoadedSource:
     """Load the model, the data and the metric that ``project.toml`` names.
 
-    Errors: ``WrongState`` for a live model that is not in this process, ``NotBuilt`` for a kind
-    that this version does not read, and what loading the parts raises.
+    Errors: ``WrongState`` for a live model that is not in this process, and what loading the parts
+    raises.
     """
     settings = project.settings
     model, title, zoo_data, zoo_metric = _load_model(project, live)
@@ -116,16 +116,9 @@ def _load_model(
             "again with workbench.open(model, data=loader, project=folder), or name a "
             "package.module:factory as its source.",
         )
-    if source.kind == "none":
-        raise WrongState(
-            "the project has no model", where="source", hint="Choose one on the Model page."
-        )
-    raise refuse(source.kind)
-
-
-def refuse(kind: str) -> NotBuilt:
-    names = {"hf": "Hugging Face folders"}
-    return NotBuilt(f"{names.get(kind, kind)} cannot be opened yet", where="source", hint=OFFERED)
+    raise WrongState(
+        "the project has no model", where="source", hint="Open a file or an example as a project."
+    )
 
 
 def _load_zoo(source: SourceSpec, spec: DataSpec) -> tuple[nn.Module, str, DataSet, str]:

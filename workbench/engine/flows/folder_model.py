@@ -52,7 +52,7 @@ def model_of_folder(folder: Path) -> nn.Module:
     """
     text = read_text(folder / CONFIG, what="model configuration")
     try:
-        import transformers  # type: ignore[import-not-found,unused-ignore]
+        import transformers
     except ImportError:
         raise MissingPackage(
             "a model from a folder needs the package transformers",
