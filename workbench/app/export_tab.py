@@ -83,8 +83,14 @@ def export_result(result: ExportResult | None, metric_name: str) -> str:
     )
     rows = "".join(_row(file, metric_name, base) for file in result.files)
     parity = "".join(_parity(line) for line in result.parity)
+    methods = {
+        "qat": _("Files of the network trained with QAT"),
+        "distill": _("Files of the distilled network"),
+    }
+    title = methods.get(result.method, "")
     return (
-        f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        (f'<h2 class="wb">{escape(title)}</h2>' if title else "")
+        + f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         f'<div style="margin-top:10px">{parity}</div>'
     )
 

@@ -3,7 +3,12 @@
 The public names stand flat: ``from workbench.engine import create_quant_config, quantize_model``.
 """
 
-from workbench.engine.errors import CalibrationError, Cancelled, WorkbenchError
+from workbench.engine.errors import (
+    CalibrationError,
+    Cancelled,
+    TrainingDiverged,
+    WorkbenchError,
+)
 from workbench.engine.events import CancelToken, Event
 from workbench.engine.export.convert_qat import convert_qat_model
 from workbench.engine.export.save import save_model
@@ -104,6 +109,7 @@ __all__ = [
     "ModelEvaluator",
     "ModelSingleTensorInput",
     "QuantCalibrationOp",
+    "TrainingDiverged",
     "TrainingResult",
     "TrainingSettings",
     "WorkbenchError",

@@ -59,6 +59,9 @@ class TrainingControl:
         batch, index) -> loss``. ``loop(model, loader, report)`` does all of it itself and calls
         ``report(loss)`` after each step. Both can be named as ``package.module:name``.
 
+        The evaluation data judges after each epoch, and the weights it judged best stay: with many
+        epochs that flatters their metric a little.
+
         Checkpoints are kept in the project: a training that was stopped, or whose process was
         killed, goes on with ``resume_training``, to the same result.
         """

@@ -111,7 +111,8 @@ def fit(
     its sampler's, is called before each. ``loss(output, target)``; with a ``teacher`` the target is
     the teacher's output for the same inputs and the loss by default the mean squared error.
     ``recipe`` is a step of your own (see ``training_recipe.make_recipe``), a LightningModule
-    included. ``metric``: with one the model ends with the weights that it was highest for.
+    included; what it holds besides ``model`` is not in the checkpoints. ``metric``: with one the
+    model ends with the weights that it was highest for.
 
     ``folder`` keeps checkpoints, one of the untrained model among them. ``resume`` goes on from the
     newest one, if there is any; without it those of an earlier training are removed. ``identity``
