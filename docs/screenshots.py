@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PROJECT = "digits-mobilenet-hard"
-TABS = ("Model", "Layers", "Inspect", "Search", "Export", "Code")
+TABS = ("Model", "Layers", "Inspect", "Search", "Train", "Export", "Code")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -51,6 +51,9 @@ def story(page: Any) -> None:
     page.get_by_role("tab", name="Layers").click()
     page.get_by_role("button", name="none", exact=True).click()
     page.get_by_role("button", name="Auto-calibrate", exact=True).first.click()
+    finished(page)
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.get_by_role("button", name="Train", exact=True).click()
     finished(page)
     page.get_by_role("button", name="Export", exact=True).first.click()
     finished(page)

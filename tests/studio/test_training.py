@@ -277,6 +277,7 @@ def test_loaders_that_cannot_be_read_again() -> None:
         ({"loss": "hinge"}, JobFailed, "no loss 'hinge'"),
         ({"epochs": 0}, WrongValue, "epochs is 0"),
         ({"speed": 3}, WrongValue, "no setting 'speed'"),
+        ({"batch_size": 0, "samples": -1}, WrongValue, "batch_size is 0.*samples is -1"),
         ({"recipe": 5}, WrongType, "recipe is a int"),
         ({"recipe": "studio_models:make_net"}, JobFailed, "loading code is off"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from workbench.engine.errors import WrongState, WrongType
+from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.studio.training_state import TrainingState
 
 DISTILL_SAMPLES = 512
@@ -67,6 +67,7 @@ class TrainingControl:
         """
         from workbench.studio.training import settings_of
 
+        _check_counts(batch_size, samples)
         if samples is None:
             samples = DISTILL_SAMPLES if method == "distill" else 0
         rate = RATES.get(method, 1e-3) if learning_rate is None else learning_rate
@@ -75,8 +76,8 @@ class TrainingControl:
             "train",
             wait=wait,
             method=method,
-            batch_size=int(batch_size),
-            samples=int(samples),
+            batch_size=batch_size,
+            samples=samples,
             loss=loss,
             settings=settings_of(given),
             recipe=self._keep_live("recipe", recipe),
@@ -119,3 +120,14 @@ class TrainingControl:
             )
         workspace.training[name] = value
         return getattr(value, "__name__", type(value).__name__)
+
+
+def _check_counts(batch_size: Any, samples: Any) -> None:
+    pairs = (("batch_size", batch_size, 1), ("samples", 0 if samples is None else samples, 0))
+    problems = [
+        f"{name} is {value!r}; allowed: a whole number of at least {low}"
+        for name, value, low in pairs
+        if isinstance(value, bool) or not isinstance(value, int) or value < low
+    ]
+    if problems:
+        raise WrongValue("; ".join(problems), where="train", hint="Correct these arguments.")
