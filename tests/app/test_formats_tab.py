@@ -62,6 +62,7 @@ def test_from_nothing_to_a_measurement(page: WorkbenchPage, measured: object) ->
     assert pressable(tab) == {"measure"}
     assert not tab.details.visible
     assert "Measure formats rounds each layer alone" in tab.text.object
+    empty = tab.table.table.value["int8"].dtype
     job = submit(page, "formats")
     page.poll()
     assert pressable(tab) == {"stop"}
@@ -74,6 +75,7 @@ def test_from_nothing_to_a_measurement(page: WorkbenchPage, measured: object) ->
     row = tab.table.table.value.iloc[1]
     assert (row["name"], row["int4 g64"]) == ("fc", "—")
     assert row["int8"].endswith(" %")
+    assert page.formats.table.table.value["int8"].dtype == empty, "or it is shown as numbers"
     assert row["smoothquant_db"].endswith(" dB")
     assert tab.table.layer == "fc", "where channels stand out most"
     assert "SmoothQuant: fc" in tab.smoothing_title.object

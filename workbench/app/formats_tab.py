@@ -128,7 +128,8 @@ class FormatsTab(View):
     def _offer_algorithms(self) -> None:
         known = self._by_format[self.format.value]
         chosen = self.algorithm.value if self.algorithm.value in known else "".join(known[-1:])
-        self.algorithm.param.update(options=known, value=chosen or None, disabled=not known)
+        self.algorithm.param.update(options=known, value=chosen or None)
+        self.algorithm.disabled = self.format.disabled or not known
 
     def _apply(self) -> None:
         """Give the ticked layers, or all that can be quantised so, what the menus say."""
@@ -198,8 +199,9 @@ class FormatsTab(View):
         self.details.visible = known
         self.measure.disabled = active or not len(session.layers)
         self.stop.disabled = not running
-        self.apply.disabled = self.format.disabled = not known
-        self.float_type.disabled = not known
+        for control in (self.apply, self.format, self.float_type):
+            control.disabled = not known
+        self.algorithm.disabled = not known or not self.algorithm.options
         chosen = len(self.table.chosen)
         self.apply.label = f"{_('For')} {chosen} {_('ticked')}" if chosen else _("For all layers")
         self.update_layer()
@@ -215,7 +217,7 @@ class FormatsTab(View):
         job = self.session.job
         if running:
             words = (job.message if job is not None else "") or _("Working")
-            return notice(f"{words} …")
+            return f'<div role="status">{escape(words)} …</div>'
         if not known:
             return notice(
                 _(

@@ -72,7 +72,9 @@ def display_frame(
     shown["minmax_db"] = [decibel(value) for value in table["minmax_db"]]
     shown["smoothquant_db"] = [decibel(value) for value in table["smoothquant_db"]]
     shown["largest"] = [times(value) for value in table["largest"]]
-    return pd.DataFrame(shown)
+    # An empty column of no type would be shown as numbers for ever after.
+    frame = pd.DataFrame({key: pd.Series(value, dtype=object) for key, value in shown.items()})
+    return frame.astype({CHOSEN: bool})
 
 
 class FormatsTable(View):

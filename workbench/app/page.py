@@ -75,6 +75,10 @@ class WorkbenchPage(View):
             active=window.tab,
             dynamic=True,
             sizing_mode="stretch_width",
+            # Eight stand beside the progress of a job at a width of 1280.
+            sx={
+                "& .MuiTab-root": {"minWidth": "64px", "paddingLeft": "6px", "paddingRight": "6px"}
+            },
         )
         self._build_tab()
         self.page = Page(

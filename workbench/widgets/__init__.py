@@ -10,6 +10,7 @@ except ImportError as missing:
 
 from workbench.widgets.all_tabs import Workbench
 from workbench.widgets.export_panel import ExportPanel
+from workbench.widgets.formats_panel import FormatsPanel
 from workbench.widgets.inspector import LayerInspector
 from workbench.widgets.job_bar import JobBar, show_jobs
 from workbench.widgets.layer_table import LayerTable
@@ -22,6 +23,7 @@ del _anywidget, _ipywidgets
 
 __all__ = [
     "ExportPanel",
+    "FormatsPanel",
     "JobBar",
     "LayerInspector",
     "LayerTable",

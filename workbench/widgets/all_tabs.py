@@ -10,6 +10,7 @@ import traitlets
 
 from workbench.charts import formats
 from workbench.widgets.export_panel import ExportPanel
+from workbench.widgets.formats_panel import FormatsPanel
 from workbench.widgets.inspector import LayerInspector
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.layer_table import LayerTable
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Workbench(SessionView):
-    """Summary, layers, one layer, search, training, export and graph of one session in tabs."""
+    """Summary, layers, one layer, search, training, formats, export and graph in tabs."""
 
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
@@ -38,12 +39,21 @@ class Workbench(SessionView):
         self.inspector = LayerInspector(session, dark=dark)
         self.search = SearchMonitor(session, dark=dark)
         self.train = TrainMonitor(session, dark=dark)
+        self.formats = FormatsPanel(session, dark=dark)
         self.export = ExportPanel(session)
         self.graph = NetronView(session, dark=dark)
         layers = w.VBox([w.HBox([self.analyse, self.bar]), self.chart, self.table])
         self.tabs = w.Tab(
-            [layers, self.inspector, self.search, self.train, self.export, self.graph],
-            titles=["Layers", "Inspect", "Search", "Train", "Export", "Graph"],
+            [
+                layers,
+                self.inspector,
+                self.search,
+                self.train,
+                self.formats,
+                self.export,
+                self.graph,
+            ],
+            titles=["Layers", "Inspect", "Search", "Train", "Formats", "Export", "Graph"],
         )
         super().__init__(session, [self.summary, self.tabs])
         # The layer a user points at is the same in table, chart and graph.

@@ -20,6 +20,8 @@ TITLES = {
     "inspect": "Comparing",
     "search": "Searching",
     "train": "Training",
+    "formats": "Measuring formats",
+    "quantize": "Quantising",
     "evaluate": "Evaluating",
     "export": "Exporting",
 }
