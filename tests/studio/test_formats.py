@@ -17,7 +17,7 @@ from workbench.engine.errors import WrongValue
 from workbench.engine.flows.module_quantize import quantization_report
 from workbench.studio import Session, open_session
 from workbench.studio.errors import JobFailed
-from workbench.studio.format_choices import config_text, configs_of
+from workbench.studio.format_choices import config_text, configs_of, program_text
 from workbench.studio.formats_state import error_series, format_columns
 
 
@@ -93,6 +93,23 @@ def test_any_mixture_is_what_quantize_does(ways: dict[str, str]) -> None:
     }
     shown = {name: way.replace("mxfp4", "mxfp4_e2m1") for name, way in ways.items()}
     assert became == {"conv": "float", **shown}
+
+
+@pytest.mark.parametrize("float_type", ["any", "bfloat16"])
+def test_the_program_runs_as_it_stands(live: Session, float_type: str) -> None:
+    ways = {"conv": "float", "fc": "int8/int8 · smoothquant", "block.fc": "float"}
+    dtype = torch.bfloat16 if float_type == "bfloat16" else torch.float32
+    batches = [(x.to(dtype),) for x, _ in make_linear_data()]
+    for head in ("float", "int4 · minmax"):
+        configs = configs_of({**ways, "lm_head": head}, 2)
+        assert len(configs) == (1 if head == "float" else 2)
+        known = {"model": make_linear_net(), "batches": batches}
+        exec(program_text(configs, float_type), known)
+        became = {e.name: e.action for e in quantization_report(known["model"])}
+        assert became["fc"] == "converted"
+        assert became["block.fc"] == "float"
+        assert became["lm_head"] == ("float" if head == "float" else "converted")
+    assert program_text((), float_type) == ""
 
 
 def test_quantise_measure_and_write(live: Session) -> None:

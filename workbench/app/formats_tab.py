@@ -18,7 +18,7 @@ from workbench.app.window import FORMATS_TAB, WindowState
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
 from workbench.charts.sensitivity import short_name
 from workbench.engine.analysis.module_formats import WAYS, WEIGHTS
-from workbench.studio.format_choices import FLOAT, SEPARATOR, config_text, ways_by_format
+from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import QuantizedModel, error_series, loudest
 from workbench.studio.session import Session
 
@@ -207,7 +207,7 @@ class FormatsTab(View):
         self.update_layer()
         configs = session.format_configs() if known else ()
         self.start.disabled = active or not configs
-        text = config_text(configs)
+        text = program_text(configs, self.float_type.value)
         self.copy.text = text
         self.config.fill(f'<pre class="wb"><code>{escape(text)}</code></pre>')
         self.text.fill(self._sentence(running, known))

@@ -141,3 +141,22 @@ def config_text(configs: Sequence[Mapping[str, Any]]) -> str:
                 lines.append(f"    {key!r}: {value!r},")
         blocks.append("\n".join([*lines, "}"]))
     return "\n\n".join(blocks) + "\n" * bool(blocks)
+
+
+def program_text(configs: Sequence[Mapping[str, Any]], float_type: str) -> str:
+    """The configurations and what to do with them, for a ``model`` and its ``batches``."""
+    if not configs:
+        return ""
+    single = len(configs) == 1
+    names = "config" if single else ", ".join(f"config_{i}" for i in range(1, len(configs) + 1))
+    cast = float_type in ("bfloat16", "float16")
+    option = ", any_dtype=True" if float_type == "any" else ""
+    lines = ["import workbench.engine as engine", "", config_text(configs)]
+    if cast:
+        lines += ["import torch", "", f"model = model.to(torch.{float_type})  # and its inputs"]
+    if single:
+        lines.append(f"engine.quantize(model, config{option})")
+    else:
+        lines += [f"for config in ({names}):", f"    engine.quantize(model, config{option})"]
+    lines += ["for batch in batches:", "    model(*batch)", "engine.convert(model)"]
+    return "\n".join(lines) + "\n"

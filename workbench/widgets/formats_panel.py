@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
-from workbench.studio.format_choices import FLOAT, SEPARATOR, config_text, ways_by_format
+from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import error_series, format_columns, loudest
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
@@ -144,8 +144,6 @@ class FormatsPanel(SessionView):
             if session.format_obstacles():
                 self.float_type.value = "bfloat16"
         self.table.value = table_html(session.formats, session.layer_ways())
-        text = config_text(session.format_configs()) if names else ""
-        self.config.value = f'<pre class="wb-script">{html.escape(text)}</pre>' if text else ""
         metric = session.summary.metric_name
         self.result.value = result_html(session.quantized, metric)
         self._draw()
@@ -160,6 +158,9 @@ class FormatsPanel(SessionView):
             widget.layout.height = new.layout.height
 
     def _describe(self) -> None:
+        configs = self.session.format_configs() if len(self.session.formats) else ()
+        text = program_text(configs, self.float_type.value)
+        self.config.value = f'<pre class="wb-script">{html.escape(text)}</pre>' if text else ""
         if not len(self.session.formats):
             words = (
                 "Measure formats rounds each layer alone in every number format and looks for "
