@@ -13,7 +13,6 @@ import pytest
 pytestmark = pytest.mark.browser
 
 PROJECT = "digits-resnet"
-LAYER = "stem.conv"
 
 
 def button(page: Any, name: str) -> Any:
@@ -34,7 +33,8 @@ def fill(page: Any, label: str, value: str) -> None:
 def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -> None:
     page = new_page(PROJECT)
     app_page.wait_idle(page)
-    tick = app_page.cell(page, LAYER, "retrain_enable")
+    layer = page.locator(".tabulator-cell[tabulator-field='name']").first.inner_text()
+    tick = app_page.cell(page, layer, "retrain_enable")
     assert tick.get_attribute("aria-checked") == "true"
     tick.click()
     app_page.wait_until(lambda: tick.get_attribute("aria-checked") == "false", what="unticked")
@@ -64,7 +64,7 @@ def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -
     assert bounds.locator(".scatterlayer .trace").count() >= 2
 
     config = json.loads((workbench_home / "projects" / PROJECT / "qat.json").read_text())
-    assert config[LAYER]["retrain_enable"] is False
+    assert config[layer]["retrain_enable"] is False
     assert sum(isinstance(x, dict) and x["retrain_enable"] for x in config.values()) > 10
     button(page, "Export trained model").click()
     page.get_by_text("network as trained ≈ ONNX fake-quant").wait_for(timeout=240_000)
