@@ -167,7 +167,17 @@ def test_the_result(page: WorkbenchPage, measured: object) -> None:
     done = QuantizedLayer("fc", "converted", "minmax", "–/int8", "", "")
     left = QuantizedLayer("lm_head", "float", "", "", "skip_layers has '<lm_head>'", "")
     result = QuantizedModel(
-        0.98, 0.975, 0.97, 4000, 1000, "keep", (done, left), "/p/net_quantized", "/p/c.json", 3.0
+        0.98,
+        0.975,
+        0.97,
+        4000,
+        1000,
+        "keep",
+        ({},),
+        (done, left),
+        "/p/net_quantized",
+        "/p/c.json",
+        3.0,
     )
     store_quantized(store, result)
     page.poll()

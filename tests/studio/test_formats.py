@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from format_models import OUTLIER, make_linear_data, make_linear_net
 
 from workbench.engine import load_quantized_folder, quantize
 from workbench.engine.errors import WrongValue
+from workbench.engine.files.tensor_folder import TensorFolder
 from workbench.engine.flows.module_quantize import quantization_report
 from workbench.studio import Session, open_session
 from workbench.studio.errors import JobFailed
@@ -149,6 +153,33 @@ def test_quantise_measure_and_write(live: Session) -> None:
     assert {layer.formats for layer in again.layers if layer.formats} == {"–/int8"}
     assert (again.folder, again.float_type) == (found.folder, "any")
     assert load_quantized_folder(again.folder, model=make_linear_net())(x).dtype == torch.float32
+
+
+def test_the_script_does_it_again(live: Session, tmp_path: Path) -> None:
+    before = live.quantized
+    assert before is not None
+    lines = live.script().splitlines()
+    assert any(line.startswith("model = ...") for line in lines)
+    lines = [
+        "from format_models import make_linear_net; model = make_linear_net()"
+        if line.startswith("model = ...")
+        else line
+        for line in lines
+    ]
+    (tmp_path / "log.py").write_text("\n".join(lines))
+    support = str(Path(__file__).parents[1] / "support")
+    done = subprocess.run(
+        [sys.executable, "log.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=dict(os.environ, PYTHONPATH=support),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (again,) = (tmp_path / "reproduced").rglob("*_quantized")
+    first = TensorFolder(before.folder)
+    second = TensorFolder(again)
+    names = sorted(first.tensors)
+    assert names == sorted(second.tensors)
+    a, b = first.load(names), second.load(names)
+    assert all(torch.equal(a[name], b[name]) for name in names)
 
 
 def test_bad_input(live: Session) -> None:

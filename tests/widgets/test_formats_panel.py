@@ -60,7 +60,7 @@ def test_it_shows_a_measurement_and_takes_choices(
     left = QuantizedLayer("lm_head", "float", "", "", "skip_layers has '<x>'", "")
     store_quantized(
         session.project.store,
-        QuantizedModel(0.5, 0.4, 0.3, 4000, 1000, "keep", (left,), "/p/q", "/p/q.json", 1.0),
+        QuantizedModel(0.5, 0.4, 0.3, 4000, 1000, "keep", ({},), (left,), "/p/q", "/p/q.json", 1.0),
     )
     session.poll()
     assert "converted 0.3000" in panel.result.value

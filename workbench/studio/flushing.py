@@ -48,7 +48,7 @@ class ProjectFiles:
             self._written = revision
 
     def outdated(self) -> None:
-        """What the files say has changed without an edit: a training has come to its end."""
+        """What the files say has changed without an edit, for example by a training that ended."""
         self._written = -1
         self.edited()
 

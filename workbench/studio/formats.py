@@ -115,6 +115,7 @@ def quantize_modules(run: Run) -> None:
         bytes_float=_bytes(source.model),
         bytes_converted=_bytes(model),
         float_type=float_type,
+        configs=tuple(configs),
         layers=tuple(
             QuantizedLayer(x.name, x.action, x.algorithm, x.formats, x.reason, x.note)
             for x in layers

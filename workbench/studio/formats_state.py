@@ -46,7 +46,7 @@ class QuantizedModel:
 
     ``metric_calibrated``: before ``convert``, when layers answer with rounded numbers in float;
     ``metric_converted``: after it, on small codes. Bytes are those of the state dicts; ``folder``
-    holds the tensors, ``config_path`` the configurations.
+    holds the tensors, ``config_path`` the ``configs`` and what became of each layer.
     """
 
     metric_float: float
@@ -55,6 +55,7 @@ class QuantizedModel:
     bytes_float: int
     bytes_converted: int
     float_type: str
+    configs: tuple[Mapping[str, Any], ...]
     layers: tuple[QuantizedLayer, ...]
     folder: str
     config_path: str
@@ -93,7 +94,7 @@ def read_quantized(value: Any) -> QuantizedModel | None:
     if not value:
         return None
     layers = tuple(QuantizedLayer(**layer) for layer in value["layers"])
-    return QuantizedModel(**{**value, "layers": layers})
+    return QuantizedModel(**{**value, "layers": layers, "configs": tuple(value["configs"])})
 
 
 def format_columns(table: pd.DataFrame) -> tuple[str, ...]:

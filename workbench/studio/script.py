@@ -14,6 +14,7 @@ import pandas as pd
 
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
+from workbench.studio.formats_script import formats_lines
 from workbench.studio.project import MODEL_FILES, Project, safe_name
 from workbench.studio.search_script import IMPORTS as SEARCH_IMPORTS
 from workbench.studio.search_script import Option, search_lines
@@ -39,11 +40,12 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     options = changed_options(table, figures)
     search = search_lines(project, figures, options)
     training = training_lines(project, table, options)
+    modules = formats_lines(project)
     imports = ["import json"] if options else []
     imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]
     imports += ["import workbench.engine as engine"]
-    imports += [line for line in SEARCH_IMPORTS[1:] if search or training]
+    imports += [line for line in SEARCH_IMPORTS[1:] if search or training or modules]
     source_imports, source_lines = _source(project, figures.batch_num)
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
@@ -67,6 +69,7 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         "    calibration(*batch)",
         f"engine.save_model(graph, record, str(out / {name!r}))",
         *training,
+        *modules,
     ]
     return "\n".join(lines) + "\n"
 

@@ -118,7 +118,7 @@ class Session(Steering, TrainingControl, FormatsControl, param.Parameterized):
             updates |= self._follower.results(
                 updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
             )
-            if "training" in updates:
+            if "training" in updates or "quantized" in updates:
                 self._files.outdated()
             self._tick = tick
             summary = self._follower.figures.summary(updates.get("layers", self.layers))
