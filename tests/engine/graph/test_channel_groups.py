@@ -281,6 +281,7 @@ def test_switching_a_producer_off_frees_nothing_of_its_group() -> None:
     only = channel_groups(mapped, ["c0", "c2"])
     assert [[m.module for m in g.producers] for g in only.groups] == [["c2"]]
     assert "c1, which is switched off" in only.reasons["c0"]
+    assert only.reasons["c1"] == "it is switched off"
 
 
 class LiteralSizes(nn.Module):

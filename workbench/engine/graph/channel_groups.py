@@ -134,7 +134,7 @@ def _freeze(channels: ChannelMap, producers: Collection[str] | None) -> dict[int
     if producers is not None:
         for axis in channels.axes:
             if axis.role == "producer" and axis.owners[0][0] not in producers:
-                reason = f"it would take channels of {axis.owners[0][0]}, which is switched off"
+                reason = _switched_off(axis.owners[0][0])
                 for label in np.unique(axis.labels).tolist():
                     frozen.setdefault(label, reason)
     while True:
@@ -263,5 +263,10 @@ def _reason(channels: ChannelMap, path: str, frozen: Mapping[int, str]) -> str:
         if axis.role == "producer" and axis.owners[0][0] == path:
             held = [frozen[x] for x in np.unique(axis.labels).tolist() if x in frozen]
             if held:
-                return held[0]
+                return "it is switched off" if held[0] == _switched_off(path) else held[0]
     return "it has a single output channel"
+
+
+def _switched_off(path: str) -> str:
+    """What is told of the layers that are coupled to a producer which must stay."""
+    return f"it would take channels of {path}, which is switched off"
