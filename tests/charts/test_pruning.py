@@ -48,7 +48,7 @@ def test_a_plan_stacks_what_goes_on_what_stays():
         {"a": (1, 5)},
         macs=(2_000_000, 500_000),
         parameters=(1000, 400),
-        notes={"b": "it is an output of the model"},
+        notes={"b": "it has < 2 channels"},
     )
     stay, go = figure.data
     assert list(stay.y) == [6, 16] and list(go.y) == [2, 0]
@@ -56,7 +56,7 @@ def test_a_plan_stacks_what_goes_on_what_stays():
     # Not by colour alone.
     assert stay.marker.pattern.shape != go.marker.pattern.shape
     assert stay.hovertext[0] == "a<br>keeps 6 of 8"
-    assert stay.hovertext[1].endswith("<br>it is an output of the model")
+    assert stay.hovertext[1].endswith("<br>it has &lt; 2 channels")
     (said,) = figure.layout.annotations
     assert said.text == "multiply-accumulates 2.00 M → 500 k (25%) · parameters 1.00 k → 400 (40%)"
     assert not channel_plan_chart({"a": 8}, {}).layout.annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from html import escape
 
 import numpy as np
 import numpy.typing as npt
@@ -131,8 +132,8 @@ def channel_plan_chart(
     kept = np.array([channels[name] for name in names]) - gone
     reasons = notes or {}
     hover = [
-        f"{name}<br>{_('keeps')} {stay} {_('of')} {channels[name]}"
-        + (f"<br>{reasons[name]}" if name in reasons else "")
+        f"{escape(name)}<br>{_('keeps')} {stay} {_('of')} {channels[name]}"
+        + (f"<br>{escape(reasons[name])}" if name in reasons else "")
         for name, stay in zip(names, kept.tolist(), strict=True)
     ]
     for what, counts, state, colour in (
