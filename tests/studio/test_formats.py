@@ -16,7 +16,7 @@ import torch
 from format_models import OUTLIER, make_linear_data, make_linear_net
 
 from workbench.engine import load_quantized_folder, quantize
-from workbench.engine.errors import WrongValue
+from workbench.engine.errors import WrongType, WrongValue
 from workbench.engine.files.tensor_folder import TensorFolder
 from workbench.engine.flows.module_quantize import quantization_report
 from workbench.studio import Session, open_session
@@ -57,7 +57,7 @@ def test_the_table_and_the_channels_are_kept(live: Session) -> None:
 
 def test_choices_become_exact_configurations(live: Session) -> None:
     live.choose_way(["fc", "block.fc"], "int8/int8 · smoothquant")
-    live.choose_way(["lm_head"], "int4 g32 · gptq")
+    live.choose_way("lm_head", "int4 g32 · gptq")
     assert live.layer_ways() == {
         "conv": "float",
         "fc": "int8/int8 · smoothquant",
@@ -199,7 +199,17 @@ def test_bad_input(live: Session) -> None:
         live.quantize_modules(float_type="int8")
     with pytest.raises(ValueError, match="weights.type"):
         live.quantize_modules({"quant_cfg": {"weights": {"type": "int9"}}, "algorithm": "minmax"})
+    for wrong in (5, []):
+        with pytest.raises(WrongType, match="config is"):
+            live.quantize_modules(wrong)
     assert not live.job.active
+
+
+def test_evaluation_batches_are_no_calibration(live: Session) -> None:
+    weights = {"type": "int8", "symmetric": True, "strategy": "channel"}
+    config = {"batch_num": 3, "quant_cfg": {"weights": weights}, "algorithm": "gptq"}
+    with pytest.raises(JobFailed, match="not calibrated by 2 batches: fc has seen 2 of 3"):
+        live.quantize_modules(config, float_type="any")
 
 
 def test_another_model_forgets_the_results(live: Session) -> None:

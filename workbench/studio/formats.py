@@ -28,6 +28,7 @@ from workbench.engine.flows.module_quantize import (
 )
 from workbench.engine.flows.quantize_folder import MANIFEST
 from workbench.engine.graph.capture import copy_model
+from workbench.engine.modules.quantize.base import BaseQuantizeModule
 from workbench.engine.modules.quantize.rebuild import describe_deployed
 from workbench.studio.formats_state import (
     QuantizedLayer,
@@ -93,6 +94,7 @@ def quantize_modules(run: Run) -> None:
             check(cancel)
             answering(*batch)
             emit(report, Progress("calibration", done, len(source.calibration)))
+    _require_calibrated(model, len(source.calibration))
     report.stage("evaluating the calibrated model")
     calibrated = source.metric(answering, source.evaluation, on_event=report, cancel=cancel)
     report.stage("converting")
@@ -143,6 +145,24 @@ def _require_quantized(layers: Sequence[LayerReport]) -> None:
         where="quantize_modules",
         hint=hint,
     )
+
+
+def _require_calibrated(model: nn.Module, batches: int) -> None:
+    """Now, as the batches of the evaluation would be taken for the missing ones."""
+    missing = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseQuantizeModule) and module.calls_missing()
+    }
+    if missing:
+        name, module = next(iter(missing.items()))
+        raise WrongState(
+            f"{len(missing)} layers are not calibrated by {batches} batches: {name} has seen "
+            f"{module.batch_num - module.calls_missing()} of {module.batch_num}",
+            where="quantize_modules",
+            hint="Give a smaller batch_num, open the project with more calibration batches, or "
+            "leave the layers out with skip_layers.",
+        )
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:

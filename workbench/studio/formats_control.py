@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 
-from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.studio.format_choices import check_way, configs_of, default_way, dtype_note
 from workbench.studio.formats_state import FLOAT_TYPES, stored_profiles
 
@@ -55,7 +55,7 @@ class FormatsControl:
             )
         self.start("formats", wait=wait, formats=chosen)
 
-    def choose_way(self: Formatted, names: Iterable[str], way: str) -> None:
+    def choose_way(self: Formatted, names: str | Iterable[str], way: str) -> None:
         """Quantise these layers this way: "float", or formats and algorithm.
 
         For example "int4 g32 · gptq" (weights alone) or "int8/int8 · smoothquant" (inputs/weights);
@@ -64,7 +64,7 @@ class FormatsControl:
         """
         kinds = self._kinds()
         chosen = dict(self.ways)
-        for name in names:
+        for name in [names] if isinstance(names, str) else names:
             if name not in kinds:
                 raise WrongValue(
                     f"there is no layer {name!r}", where="choose_way", hint="See session.formats."
@@ -128,8 +128,16 @@ class FormatsControl:
                 )
         elif isinstance(config, str):
             configs = [_preset(config, _batches(self.project))]
+        elif isinstance(config, Mapping):
+            configs = [_checked(config)]
+        elif isinstance(config, Sequence) and config:
+            configs = [_checked(one) for one in config]
         else:
-            configs = [_checked(c) for c in ([config] if isinstance(config, Mapping) else config)]
+            raise WrongType(
+                f"config is {config!r}",
+                where="quantize_modules",
+                hint="Give a preset's name, a dict, or a list of dicts.",
+            )
         self.start("quantize", wait=wait, configs=configs, float_type=float_type)
 
     def _kinds(self: Formatted) -> dict[str, str]:
