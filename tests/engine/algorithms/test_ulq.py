@@ -247,3 +247,11 @@ def test_pass_through_touches_its_parameters_with_zeros() -> None:
     assert torch.equal(out, x)
     out.sum().backward()
     assert float(clip.grad) == 0
+
+
+@pytest.mark.parametrize("bound", [math.nan, math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_bounds_that_are_not_finite_pass_it_on(bound: float) -> None:
+    high, low = scalar(bound), scalar(-1.0)
+    ulq_activation(torch.tensor(X), high, low, 8, fixed_min=False).sum().backward()
+    assert math.isnan(float(high.grad))

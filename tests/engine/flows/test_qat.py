@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,27 @@ def test_every_evaluation_after_training_refreshes_the_record(model: nn.Module) 
     assert list(second.layers) == list(LAYERS)
 
 
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("body.quant_module.acts_clip_max", r"layer body: its clip bounds are .* and nan.*checkp"),
+        ("body.quant_module.replaced_module.weight", r"layer body: its weight.*holds inf or NaN"),
+    ],
+)
+def test_a_diverged_model_writes_no_record(model: nn.Module, parameter: str, words: str) -> None:
+    evaluate(model, batch(0))
+    record = Path(model.workbench_qat.record_file)
+    before = record.read_text()
+    model.train()
+    model(batch(0))
+    with torch.no_grad():
+        model.get_parameter(parameter).fill_(math.nan)
+    model(batch(0)).sum().backward()
+    with pytest.raises(RuntimeError, match=words):
+        evaluate(model, batch(0))
+    assert record.read_text() == before
+
+
 def test_evaluation_alone_calibrates(model: nn.Module) -> None:
     evaluate(model, batch(0))
     assert list(read_record(model.workbench_qat.record_file).layers) == list(LAYERS)
@@ -305,11 +327,12 @@ def restore(made: tuple[Files, nn.Module], files: Files, name: str | None = None
         ({"other.weight": torch.ones(1)}, None, RuntimeError, "does not fit the model"),
         ({"net": {}}, "net", KeyError, "no state dict named 'net'"),
         ({"net": {"a": torch.ones(1)}}, "sgd", KeyError, "the file holds net"),
-        ({"epoch": 3}, None, RuntimeError, "state_dict_name"),
+        ({"epoch": 3}, None, RuntimeError, r"state_dict_name\."),
+        ({"e": 3, "net": {"a": torch.ones(1)}}, None, RuntimeError, r"state_dict_name \('net'\)"),
         ([1, 2], None, RuntimeError, "no state dict"),
-        (SmallNet(), None, RuntimeError, "read safely"),
+        (SmallNet(), None, RuntimeError, r"read safely: it holds a \S*SmallNet, not only tensors"),
     ],
-    ids=["other_model", "empty", "no_such_name", "no_tensors", "list", "whole_module"],
+    ids=["other_model", "empty", "no_such_name", "no_tensors", "unnamed", "list", "whole_module"],
 )
 def test_wrong_checkpoints(
     made: tuple[Files, nn.Module],
@@ -320,8 +343,19 @@ def test_wrong_checkpoints(
     words: str,
 ) -> None:
     torch.save(content, files.checkpoint)
+    Path(files.record).write_text("of a training that went well")
     with pytest.raises(error, match=words):
         restore(made, files, name)
+    assert Path(files.record).read_text() == "of a training that went well"
+
+
+def test_a_file_of_another_kind_is_no_advice_to_read_it_unsafely(
+    made: tuple[Files, nn.Module], files: Files
+) -> None:
+    Path(files.checkpoint).write_text("prune_config { }")
+    with pytest.raises(RuntimeError, match="torch cannot read it") as caught:
+        restore(made, files)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(made: tuple[Files, nn.Module], files: Files) -> None:

@@ -222,4 +222,7 @@ def _backward(
 
 def _rounding_error(value: Number, inverse: Number) -> Number:
     steps = value * inverse
-    return steps.round() - steps if isinstance(steps, Tensor) else round(steps) - steps
+    if isinstance(steps, Tensor):
+        return steps.round() - steps
+    # Bounds that are not finite have gradients that are not, as on a device.
+    return round(steps) - steps if math.isfinite(steps) else math.nan

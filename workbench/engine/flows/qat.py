@@ -29,7 +29,7 @@ from workbench.engine.flows.ptq import resolve_compat
 from workbench.engine.flows.qat_equalize import equalize as equalize_channels
 from workbench.engine.flows.qat_insert import insert_quantisers
 from workbench.engine.flows.qat_layers import float_reasons, plan_treatment, retrain_layers
-from workbench.engine.flows.qat_state import QatState, is_main_process, unwrapped
+from workbench.engine.flows.qat_state import QatState, is_main_process, state_of, unwrapped
 from workbench.engine.graph.capture import capture
 from workbench.engine.graph.copying import copy_for_training
 from workbench.engine.graph.folding import plan_folding
@@ -124,9 +124,10 @@ def create_quant_retrain_model(
     """
     function = "create_quant_retrain_model"
     check_type(function, "equalize", equalize, bool)
-    return _create(
+    created = _create(
         function, config_file, model, record_file, input_data, equalize, compat, on_event, cancel
     )
+    return _begin_record(model, created)
 
 
 def restore_quant_retrain_model(
@@ -162,8 +163,8 @@ def restore_quant_retrain_model(
     created = _create(
         function, config_file, model, record_file, input_data, False, compat, on_event, cancel
     )
-    load_state(unwrapped(function, created), state, pth_file, created=f"the config ({config_file})")
-    return created
+    load_state(created, state, pth_file, created=f"the config ({config_file})")
+    return _begin_record(model, created)
 
 
 def _create(
@@ -207,9 +208,16 @@ def _create(
     for name, treatment in treatments.items():
         log.info("%s: %s", name, treatment)
     report_float_layers(state.float_reasons, on_event)
+    return created
+
+
+def _begin_record(model: nn.Module, created: nn.Module) -> nn.Module:
+    """Empty the record, now that nothing can fail; ``created``, wrapped as ``model`` is."""
+    state = state_of(created)
+    assert state is not None
     if is_main_process():
-        write_record(record_file, Record(), warn_if_exists=True)
-        write_sidecar(record_file, Sidecar(compat=compat))
+        write_record(state.record_file, Record(), warn_if_exists=True)
+        write_sidecar(state.record_file, Sidecar(compat=state.compat))
     return wrapped_like(model, created)
 
 

@@ -107,7 +107,7 @@ class CompModule(QuantisingModule):
         ``turned``: ``(Cout,)`` float64, what a batch norm after a convolution multiplies each
         channel with.
         """
-        scale, offset = self.activation_owner.activation_factors(_ACTS)
+        scale, offset = self.activation_owner.final_activation_factors(_ACTS)
         weight = self._weight().detach()
         settings = self._weights[_WTS].settings
         if turned is not None:
@@ -122,7 +122,14 @@ class CompModule(QuantisingModule):
             fake = (fake.double() * self._along_channels(turned.abs())).to(torch.float32)
             scales = (scales.double() * turned.abs()).to(torch.float32)
             scales = scales.masked_fill(scales < SMALLEST_NORMAL, 1.0)
-        return Factors(float(scale), int(offset), scales, fake.to(weight.dtype))
+        if not bool(torch.isfinite(scales).all()):
+            raise WrongState(
+                "its weight, or the batch norm after it, holds inf or NaN",
+                where=f"layer {self.layer_name}",
+                hint="The training diverged. Go back to a checkpoint from before and train on "
+                "with a lower learning rate.",
+            )
+        return Factors(scale, offset, scales, fake.to(weight.dtype))
 
     def is_initialised(self) -> bool:
         return self.activation_owner.initialised(_ACTS)

@@ -8,6 +8,7 @@ their names begin with in its state dict (``acts_``, ``acts_h_``, ``input_``, ``
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -218,6 +219,19 @@ class QuantisingModule(nn.Module):
         """Scale and offset that the current bounds give: ``()``, float32, the offset integral."""
         clips = self._grid_clips(prefix, self._valid_clips(prefix))
         return affine_factors(*clips, self._activations[prefix].settings.bits)
+
+    def final_activation_factors(self, prefix: str) -> tuple[float, int]:
+        """``activation_factors`` as numbers for a file; ``RuntimeError`` if they are not finite."""
+        scale, offset = (float(value) for value in self.activation_factors(prefix))
+        if not (math.isfinite(scale) and math.isfinite(offset)):
+            high, low = (float(clip.detach()) for clip in self.clips(prefix))
+            raise WrongState(
+                f"its clip bounds are {low} and {high}; allowed: finite numbers",
+                where=self._where(),
+                hint="The training diverged. Go back to a checkpoint from before and train on "
+                "with a lower learning rate.",
+            )
+        return scale, int(offset)
 
     def weight_factors(self, prefix: str, weight: Tensor) -> Tensor:
         """The scales that ``weight`` has now: ``(Cout,)`` or ``(1,)``, float32."""

@@ -57,15 +57,15 @@ class RNNRetrainQuant(RetrainQuant):
             weights.append(fake_quantize_blocks(rows, found, bits, 0).reshape(weight.shape))
             each = found.repeat_interleave(weight.shape[0] // found.numel())
             scales.append(to_onnx_order(operator.mode, each))
-        scale, offset = operator.activation_factors(_X)
-        scale_h, offset_h = operator.activation_factors(_H)
+        scale, offset = operator.final_activation_factors(_X)
+        scale_h, offset_h = operator.final_activation_factors(_H)
         joined = torch.cat(weights, dim=1).to(weight.dtype)
         return Factors(
-            float(scale),
-            int(offset),
+            scale,
+            offset,
             scales[0],
             joined,
-            float(scale_h),
-            int(offset_h),
+            scale_h,
+            offset_h,
             scales[1],
         )
