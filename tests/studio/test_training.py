@@ -24,8 +24,9 @@ from workbench.engine.errors import Cancelled, WrongState, WrongType, WrongValue
 from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec, open_session
 from workbench.studio.errors import JobFailed
 from workbench.studio.jobs import WorkerManager
+from workbench.studio.metrics import Batch
 from workbench.studio.project import TrainSpec
-from workbench.studio.training_data import FirstBatches, Shuffled, UserLoader
+from workbench.studio.training_data import FirstBatches, Shuffled, TrainingData, UserLoader
 from workbench.studio.training_feed import TrainingFeed
 
 
@@ -279,6 +280,7 @@ def test_loaders_that_cannot_be_read_again() -> None:
         ({"speed": 3}, WrongValue, "no setting 'speed'"),
         ({"batch_size": 0, "samples": -1}, WrongValue, "batch_size is 0.*samples is -1"),
         ({"recipe": 5}, WrongType, "recipe is a int"),
+        ({"recipe": print, "loop": print}, WrongValue, "recipe and loop are both given"),
         ({"recipe": "studio_models:make_net"}, JobFailed, "loading code is off"),
     ],
 )
@@ -311,7 +313,7 @@ def test_a_loss_that_is_not_finite_names_the_layer(tmp_path: Path) -> None:
                     dict(inner.named_parameters())[
                         "conv2.quant_module.acts_clip_max"
                     ].fill_(math.nan)  # fmt: skip
-            return inner(*batch[0]).square().mean()
+            return inner(batch[0]).square().mean()
 
         return step
 
@@ -332,8 +334,8 @@ class Module:
         self.net = net
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        inputs, target = batch
-        return nn.functional.cross_entropy(self.net(*inputs), target)
+        x, target = batch
+        return nn.functional.cross_entropy(self.net(x), target)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.net.parameters(), lr=0.005)
@@ -349,11 +351,26 @@ def test_a_lightning_style_recipe(live: Session) -> None:
     assert set(live.curves.steps["learning_rate"]) != {0.005}, "an object is for one training"
 
 
-def test_a_loop_of_ones_own(live: Session) -> None:
+def test_own_code_gets_plain_batches() -> None:
+    """What a DataLoader of the same samples would yield."""
+    x, y = torch.rand(4, 3), torch.arange(4)
+    labelled = TrainingData(Shuffled([Batch((x,), y)], 2, 0), "")
+    assert [[part.shape for part in item] for item in labelled.as_given()] == [[(2, 3), (2,)]] * 2
+    (bare,) = TrainingData(Shuffled([Batch((x,))], 2, 0), "").limited(2).as_given()
+    assert bare.shape == (2, 3)
+    ((both, _),) = TrainingData(Shuffled([Batch((x, x), y)], 4, 0), "").as_given()
+    assert [part.shape for part in both] == [(4, 3)] * 2
+
+
+def test_a_loop_of_ones_own(tmp_path: Path) -> None:
+    given = make_training()
+    live = open_live(tmp_path / "p", train=given)
+
     def loop(model: nn.Module, loader: Any, report: Callable[..., None]) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for inputs, target in loader:
-            loss = nn.functional.cross_entropy(model(*inputs), target)
+        assert loader is given
+        for x, target in loader:
+            loss = nn.functional.cross_entropy(model(x), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -372,6 +389,7 @@ def test_a_loop_of_ones_own(live: Session) -> None:
 
     with pytest.raises(Cancelled):
         live.train(loop=stopping)
+    live.dispose()
 
 
 def wait_a_moment() -> None:

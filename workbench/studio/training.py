@@ -159,12 +159,12 @@ def _train(
 ) -> TrainingResult:
     if run.args.get("loop"):
         return _own_loop(run, model, data)
-    recipe = None
+    recipe, loader = None, data.loader
     if run.args.get("recipe"):
-        recipe, loss = _object(run, "recipe")(model), {}
+        recipe, loss, loader = _object(run, "recipe")(model), {}, data.as_given()
     return fit(
         model,
-        data.loader,
+        loader,
         **loss,
         recipe=recipe,
         metric=lambda trained: run.source.metric(trained, run.source.evaluation, cancel=run.cancel),
@@ -205,7 +205,7 @@ def _own_loop(run: Run, model: nn.Module, data: TrainingData) -> TrainingResult:
         run.report(TrainStep(count, steps, 0, value, learning_rate))
 
     model.train()
-    loop(model, data.loader, report)
+    loop(model, data.as_given(), report)
     model.eval()
     return TrainingResult(count, None, count, False, None)
 

@@ -54,6 +54,7 @@ class TrainingControl:
         model's outputs, which needs no labels; 'auto': as the data allows. ``settings``: any of
         ``workbench.engine.TrainingSettings``: optimizer, schedule, patience, checkpoint_every, …
 
+        A recipe or loop of your own gets the batches as your loader yields them.
         ``recipe(model)`` returns how to train it: an object with ``training_step(batch, index)``
         and ``configure_optimizers()``, a LightningModule for example, or a function ``step(model,
         batch, index) -> loss``. ``loop(model, loader, report)`` does all of it itself and calls
@@ -68,6 +69,12 @@ class TrainingControl:
         from workbench.studio.training import settings_of
 
         _check_counts(batch_size, samples)
+        if recipe is not None and loop is not None:
+            raise WrongValue(
+                "recipe and loop are both given",
+                where="train",
+                hint="A loop does all of it itself; give one of the two.",
+            )
         if samples is None:
             samples = DISTILL_SAMPLES if method == "distill" else 0
         rate = RATES.get(method, 1e-3) if learning_rate is None else learning_rate

@@ -40,6 +40,14 @@ class TrainingData:
         inputs, target = found
         return inputs, target
 
+    def as_given(self) -> Any:
+        """The loader for a recipe or loop of the user's.
+
+        A loader of the user's yields what it yields. The workbench's own data comes as (x, target),
+        for a model of several inputs as ((x, …), target), without targets as x or (x, …).
+        """
+        return _as_given(self.loader)
+
     def limited(self, samples: int) -> TrainingData:
         """The same with the first batches of each epoch only, about ``samples``; 0: all of them."""
         if not samples:
@@ -54,19 +62,22 @@ class FirstBatches:
     """The first ``count`` batches of each epoch of a loader."""
 
     def __init__(self, loader: Any, count: int) -> None:
-        self._loader, self._count = loader, count
+        self.loader, self._count = loader, count
         for name in ("sampler", "batch_sampler", "generator"):
             setattr(self, name, getattr(loader, name, None))
 
     def set_epoch(self, epoch: int) -> None:
-        if hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(epoch)
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return min(self._count, len(self._loader))
+        return min(self._count, len(self.loader))
 
-    def __iter__(self) -> Iterator[Item]:
-        return islice(iter(self._loader), self._count)
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.loader), self._count)
+
+    def as_given(self) -> FirstBatches:
+        return FirstBatches(_as_given(self.loader), self._count)
 
 
 class UserLoader:
@@ -83,22 +94,44 @@ class UserLoader:
                 where="training data",
                 hint="Give a DataLoader or a list of batches.",
             )
-        self._loader, self._model = loader, model
+        self.loader, self._model = loader, model
         self.sampler = getattr(loader, "sampler", None)
         self.batch_sampler = getattr(loader, "batch_sampler", None)
         self.generator = getattr(loader, "generator", None)
 
     def set_epoch(self, epoch: int) -> None:
-        if hasattr(self._loader, "set_epoch"):
-            self._loader.set_epoch(epoch)
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
+        return len(self.loader)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Item]:
-        for item in self._loader:
+        for item in self.loader:
             batch = to_batch(item, self._model)
             yield batch.inputs, batch.target
+
+
+class Unwrapped:
+    """Batches of the workbench's own data as a ``DataLoader`` would give them."""
+
+    def __init__(self, loader: Shuffled | ZooLoader) -> None:
+        self._loader = loader
+        self.set_epoch = loader.set_epoch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for inputs, target in self._loader:
+            x = inputs[0] if len(inputs) == 1 else inputs
+            yield x if target is None else (x, target)
+
+
+def _as_given(loader: Any) -> Any:
+    if isinstance(loader, UserLoader):
+        return loader.loader
+    return loader.as_given() if isinstance(loader, FirstBatches) else Unwrapped(loader)
 
 
 class Shuffled:
