@@ -35,7 +35,7 @@ class FormatsTab(View):
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, FORMATS_TAB)
         self.state = JobNotice(session, window, ("open", "formats", "quantize"))
-        self.table = FormatsTable(session, window, self.update)
+        self.table = FormatsTable(session, window, self.update_selection)
         self.parts = [self.state, self.table]
         self._by_format = ways_by_format()
         self._proposed = False
@@ -106,7 +106,8 @@ class FormatsTab(View):
         self.watch(self.float_type, self.update, "value")
         self.watch(self.shown, self.update_errors, "value")
         self.watch(session, self.update_measured, "formats")
-        self.watch(session, self.update, "job", "ways", "quantized", "summary", "layers")
+        self.watch(session, self.update, "ways", "quantized", "summary")
+        self.watch(session, self.update_running, "job", "layers")
         self.watch(window, self.update_charts, "dark")
         self._offer_algorithms()
         self.update_measured()
@@ -187,31 +188,41 @@ class FormatsTab(View):
         if known and not self._proposed and self.session.format_obstacles():
             self.float_type.value = "bfloat16"
         self._proposed = self._proposed or known
-        self.update_charts()
+        self.update_errors()
+        self.outliers.draw(self._outlier_figure())
+        self.update_selection()
         self.update()
 
-    def update(self) -> None:
-        session = self.session
-        job = session.job
-        active = job is not None and job.active
-        running = active and job is not None and job.kind in ("formats", "quantize")
-        known = len(session.formats) > 0
-        self.details.visible = known
-        self.measure.disabled = active or not len(session.layers)
-        self.stop.disabled = not running
-        for control in (self.apply, self.format, self.float_type):
-            control.disabled = not known
-        self.algorithm.disabled = not known or not self.algorithm.options
+    def update_selection(self) -> None:
+        """Another layer is looked at, or others are ticked."""
         chosen = len(self.table.chosen)
         self.apply.label = f"{_('For')} {chosen} {_('ticked')}" if chosen else _("For all layers")
         self.update_layer()
-        configs = session.format_configs() if known else ()
-        self.start.disabled = active or not configs
-        text = program_text(configs, self.float_type.value)
+
+    def update_running(self) -> None:
+        """What may be pressed, and one sentence; several times a second while a job runs."""
+        job = self.session.job
+        active = job is not None and job.active
+        running = active and job is not None and job.kind in ("formats", "quantize")
+        known = len(self.session.formats) > 0
+        self.measure.disabled = active or not len(self.session.layers)
+        self.stop.disabled = not running
+        self.start.disabled = active or not self.copy.text
+        self.text.fill(self._sentence(running, known))
+
+    def update(self) -> None:
+        """Other choices, or a result."""
+        session = self.session
+        known = len(session.formats) > 0
+        self.details.visible = known
+        for control in (self.apply, self.format, self.float_type):
+            control.disabled = not known
+        self.algorithm.disabled = not known or not self.algorithm.options
+        text = program_text(session.format_configs() if known else (), self.float_type.value)
         self.copy.text = text
         self.config.fill(f'<pre class="wb"><code>{escape(text)}</code></pre>')
-        self.text.fill(self._sentence(running, known))
         self.result.fill(self._result(session.quantized))
+        self.update_running()
 
     def _sentence(self, running: bool, known: bool) -> str:
         job = self.session.job
