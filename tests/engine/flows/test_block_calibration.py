@@ -147,6 +147,8 @@ def test_too_few_batches_name_the_layers(sorter):
         calibrate_by_block(model, batches())
     with pytest.raises(RuntimeError, match="no batch"):
         calibrate_by_block(model, [])
+    with pytest.raises(TypeError, match=r"it is Tensor\. Give one batch as \[batch\]"):
+        calibrate_by_block(model, batches()[0])
     with pytest.raises(RuntimeError, match=r"Call quantize\(\) first"):
         calibrate_by_block(sorter, batches())
 

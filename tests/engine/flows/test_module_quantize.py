@@ -269,6 +269,22 @@ def test_progress_is_told_and_a_cancel_leaves_the_model_as_it_was() -> None:
     assert isinstance(events[0], Notice) and "nothing was quantised" in events[0].message
 
 
+@pytest.mark.parametrize("state", ["calibrating", "converted"])
+def test_a_second_configuration_for_the_same_layers_is_no_silent_no_op(
+    caplog: pytest.LogCaptureFixture, state: str
+) -> None:
+    model = Net().half()
+    quantize(model)
+    if state == "converted":
+        convert(model)
+    before = kinds(model)
+    quantize(model, FULL | {"skip_layers": ["lm_head"]})
+    assert kinds(model) == before
+    assert "nothing more was quantised; 3 layers went through quantize() before" in caplog.text
+    assert "start from the float model" in caplog.text
+    assert "skip_layers has 'lm_head' (1 layer)" in caplog.text
+
+
 def test_a_report_is_there_only_after_quantize() -> None:
     with pytest.raises(RuntimeError, match=r"no report.*Call quantize\(\) first"):
         quantization_report(nn.Sequential())

@@ -503,3 +503,4 @@ def test_quantisation_only_prunes_nothing(net: Flow, caplog: pytest.LogCaptureFi
     plain = net.create("retrain_data_quant_config { ulq_quantize { } }")
     assert shapes(plain) == shapes(net.model)
     assert "No channel is removed" not in caplog.text
+    assert "nothing is pruned. create_compressed_retrain_model" in caplog.text

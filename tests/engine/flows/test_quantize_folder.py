@@ -173,6 +173,11 @@ def test_folders_that_do_not_fit(source, tmp_path):
         quantize_folder(str(tmp_path / "full"), small, config, batches(), model=hollow())
     with pytest.raises(FileNotFoundError, match="workbench_quantization.json"):
         load_quantized_folder(folder, model=hollow())
+    with pytest.raises(TypeError, match=r"quantize_folder\(\): batches .* it is Tensor"):
+        quantize_folder(folder, small, config, batches()[0], model=hollow())
+    (Path(folder) / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config.json .*: model="):
+        quantize_folder(folder, small, config, batches())
 
 
 def test_an_index_may_not_lead_out_of_its_folder(tmp_path):

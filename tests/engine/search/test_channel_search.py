@@ -400,6 +400,20 @@ def test_wrong_configs(search: Search, text: str, error: type[Exception], words:
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
+def test_numbers_of_classes_need_another_loss(
+    search: Search, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = torch.zeros(len(DATA), dtype=torch.int64)
+    search.run("compress_ratio: 1.2", data=[DATA, classes])
+    assert "int64, the loss is L1Loss" in caplog.text and "CrossEntropyLoss" in caplog.text
+    caplog.clear()
+    crossed = TaylorLossSensitivity()
+    crossed.set_loss_func(nn.CrossEntropyLoss())
+    search.run("compress_ratio: 1.2", data=[DATA, classes], sensitivity=crossed)
+    assert "L1Loss" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
 def test_wrong_arguments(search: Search) -> None:
     good = "compress_ratio: 1.2"
     for options, error, words in (

@@ -164,7 +164,7 @@ class _Reader:
         self._check_types(by_type)
         entries = self._resolve(common, mode, by_layer, by_type, skipped)
         if not entries and not self.problems:
-            self._add("the configuration", "leaves no layer to prune", "at least one layer")
+            self._add("what the skip lists leave", "no layer to prune", "at least one layer")
         return PruneConfig(entries)
 
     def _prune(self, block: Any, where: str, layer: str) -> tuple[str, Prune | None]:

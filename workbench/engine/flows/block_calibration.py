@@ -49,9 +49,9 @@ def calibrate_by_block(
     no other. Layers outside of the blocks are calibrated, too. A model that fills a cache must be
     told not to (``use_cache=False``).
 
-    Returns ``model``, changed in place. Errors: ``ValueError`` when there are no blocks;
-    ``RuntimeError`` before ``quantize``, for too few batches, and when the forward does not call
-    the blocks in order.
+    Returns ``model``, changed in place. Errors: ``TypeError`` for one batch instead of several;
+    ``ValueError`` when there are no blocks; ``RuntimeError`` before ``quantize``, for too few
+    batches, and when the forward does not call the blocks in order.
     When cancelled, blocks so far stay calibrated.
     """
     function = "calibrate_by_block"
@@ -64,7 +64,7 @@ def calibrate_by_block(
             hint="Call quantize() first.",
         )
     path, found = find_blocks(model, blocks)
-    given = [model_arguments(batch) for batch in batches]
+    given = list_batches(function, batches)
 
     def finished(name: str, block: nn.Module) -> None:
         if convert_blocks:
@@ -142,6 +142,20 @@ def convert_block(model: nn.Module, name: str, block: nn.Module) -> None:
     for entry in vars(block).pop(REPORT):
         report[start + entry.name] = replace(entry, name=start + entry.name)
     setattr(model, REPORT, tuple(report.values()))
+
+
+def list_batches(
+    function: str, batches: Iterable[Any]
+) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Arguments of the model's forward for each batch; ``TypeError`` for one batch alone."""
+    if isinstance(batches, torch.Tensor | Mapping):
+        kind = type(batches).__name__
+        raise WrongType(
+            f"batches must be a list or an iterator of batches, it is {kind}",
+            where=f"{function}()",
+            hint="Give one batch as [batch].",
+        )
+    return [model_arguments(batch) for batch in batches]
 
 
 def model_arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongState
 
 _PREFIX = "module."
+_FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
 
 
 class MissingState(WorkbenchError, KeyError):
@@ -34,7 +36,7 @@ def read_state(pth_file: str, name: str | None) -> dict[str, Tensor]:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WrongState(
-            f"it is not a checkpoint that can be read safely: {_some_lines(error)}",
+            f"it is not a checkpoint that can be read safely: {_unsafe(error)}",
             where=pth_file,
             hint="Write it with torch.save(model.state_dict(), ...).",
         ) from error
@@ -51,7 +53,7 @@ def read_state(pth_file: str, name: str | None) -> dict[str, Tensor]:
         raise WrongState(
             "it holds no state dict (names and tensors)",
             where=pth_file,
-            hint="Say under which name it holds one: state_dict_name.",
+            hint=f"Say under which name it holds one: state_dict_name{_candidates(state)}.",
         )
     return dict(state)
 
@@ -78,6 +80,22 @@ def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     if not all(key.startswith(_PREFIX) for key in state):
         return state
     return {key.removeprefix(_PREFIX): value for key, value in state.items()}
+
+
+def _candidates(state: Any) -> str:
+    """The names under which a checkpoint holds something like a state dict."""
+    pairs = state.items() if isinstance(state, Mapping) else ()
+    held = [repr(name) for name, value in pairs if isinstance(value, Mapping) and value]
+    return f" ({', '.join(held)[:200]})" if held else ""
+
+
+def _unsafe(error: Exception) -> str:
+    """Torch's reason without its advice to read the file unsafely."""
+    text = str(error)
+    found = _FORBIDDEN.search(text)
+    if found:
+        return f"it holds a {found[1]}, not only tensors, and reading that may run code"
+    return "torch cannot read it" if "weights_only" in text else _some_lines(error)
 
 
 def _some_lines(error: Exception, most: int = 6) -> str:

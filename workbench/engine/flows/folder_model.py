@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
+from workbench.engine.errors import MissingFile, WorkbenchError, WrongState, WrongValue
 from workbench.engine.files.problems import Problem, raise_problems
 from workbench.engine.files.reading import read_text
 from workbench.engine.files.tensor_folder import TensorFolder
@@ -50,6 +50,12 @@ def model_of_folder(folder: Path) -> nn.Module:
     Code that lies in the folder is never run. Errors: ``FileNotFoundError``; ``ImportError`` with
     what to install; ``ValueError`` for a model that transformers does not know.
     """
+    if not (folder / CONFIG).is_file():
+        raise MissingFile(
+            f"there is no {CONFIG} that describes the model",
+            where=str(folder),
+            hint="Give the model itself: model=...",
+        )
     text = read_text(folder / CONFIG, what="model configuration")
     try:
         import transformers

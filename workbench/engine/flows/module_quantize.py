@@ -98,11 +98,12 @@ def quantize(
             if child in replaced:
                 parent._modules[name] = replaced[child]
     earlier = {entry.name: entry for entry in vars(model).get(REPORT, ())}
+    taken = sum(entry.action != "float" for entry in earlier.values())
     fresh = _report(model, selection)
     # Layers of an earlier call stay in the report, unless this one took them.
     kept = [e for e in earlier.values() if e.action != "float" and e.name not in fresh]
     setattr(model, REPORT, (*kept, *fresh.values()))
-    for note in _warnings(selection):
+    for note in _warnings(selection, taken):
         logger.warning(note)
         emit(on_event, Notice(note))
 
@@ -120,7 +121,8 @@ def convert(
     ``skip_layers`` of ``quantize`` kept them out. Converted modules stay. ``scale_dtype``: type of
     the scales that the reference keeps in the layer's own float type (None), whose rounding is
     part of the difference between a calibrated and a converted model. Custom modules that have
-    nothing to become stay, with a warning.
+    nothing to become stay, with a warning. To load what ``state_dict`` gives in another process,
+    take the float model through ``quantize``, any one batch and ``convert`` there, then load.
 
     Raises ``TypeError`` for what is no Module, and ``RuntimeError`` listing the layers that have
     not seen their batches; the model is as before then. When cancelled, layers converted so far
@@ -226,19 +228,26 @@ def _planned_entry(layer: PlannedLayer) -> LayerReport:
     return LayerReport(layer.name, kind, action, "", layer.algorithm, formats)
 
 
-def _warnings(selection: Selection) -> list[str]:
+def _warnings(selection: Selection, taken: int) -> list[str]:
+    """``taken``: layers that an earlier call of ``quantize`` replaced."""
     by_dtype = [layer for layer in selection.left if layer.by_dtype]
     if selection.planned:
         return []
+    start = "nothing was quantised"
+    if taken:
+        start = (
+            f"nothing more was quantised; {taken} layer{'s' * (taken > 1)} went through quantize() "
+            "before and stay as they are, start from the float model to change that"
+        )
     if not selection.left:
-        return ["nothing was quantised: the model has no layer that the algorithm takes"]
+        return [f"{start}: the model has no {'other ' * bool(taken)}layer that the algorithm takes"]
     advice = ""
     if by_dtype:
         advice = (
             ". Convert the model first, for example with model.to(torch.bfloat16), or call "
             "quantize(..., any_dtype=True)"
         )
-    return [f"nothing was quantised: {_reasons(selection.left)}{advice}"]
+    return [f"{start}: {_reasons(selection.left)}{advice}"]
 
 
 def _reasons(left: tuple[LeftLayer, ...]) -> str:

@@ -136,6 +136,12 @@ def create_prune_retrain_model(
     masks = wrap_selective_layers(pruned.model, config.selective())
     if configures_pruning(message) and not config.selective():
         _warn_if_nothing(pruned.report, on_event)
+    if not configures_pruning(message):
+        _warn(
+            f"{config_defination} has settings of quantisation only: nothing is pruned. "
+            "create_compressed_retrain_model quantises as well.",
+            on_event,
+        )
     setattr(pruned.model, REPORT, pruned.report)
     if compat:
         pruned.model.train()
@@ -382,6 +388,9 @@ def _warn_if_nothing(report: PruneReport, on_event: OnEvent | None) -> None:
     if any(gone for group in report.groups for gone in group.removed.values()):
         return
     lines = "".join(f"\n  {name}: {reason}" for name, reason in report.blocked().items())
-    message = f"No channel is removed:{lines}"
+    _warn(f"No channel is removed:{lines}", on_event)
+
+
+def _warn(message: str, on_event: OnEvent | None) -> None:
     logger.warning(message)
     emit(on_event, Notice(message))

@@ -21,7 +21,7 @@ from workbench.engine.files.config_json import load_json
 from workbench.engine.files.reading import read_text
 from workbench.engine.files.tensor_folder import INDEX, ShardWriter, TensorFolder
 from workbench.engine.flows.arguments import check_path
-from workbench.engine.flows.block_calibration import BlockRun, find_blocks, model_arguments
+from workbench.engine.flows.block_calibration import BlockRun, find_blocks, list_batches
 from workbench.engine.flows.folder_model import FolderWeights, empty, model_of_folder, state_of
 from workbench.engine.flows.module_quantize_config import parse_config
 from workbench.engine.flows.module_quantize_rules import Target
@@ -109,7 +109,7 @@ def quantize_folder(
         job = _Job(net, weights, selection, ShardWriter(staging))
         job.run(
             named,
-            [model_arguments(batch) for batch in batches],
+            list_batches("quantize_folder", batches),
             memory_budget_mb=memory_budget_mb,
             on_event=on_event,
             cancel=cancel,

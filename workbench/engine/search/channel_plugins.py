@@ -5,6 +5,7 @@ Source: specification chapter 40 sections 6.4, 6.5 and 6.7.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from workbench.engine.analysis.channel_sensitivity import Loss, taylor_sensitivity
 from workbench.engine.errors import WrongState, WrongType
-from workbench.engine.events import CancelToken, OnEvent
+from workbench.engine.events import CancelToken, Notice, OnEvent, emit
 from workbench.engine.graph.channel_groups import ChannelGroup
 from workbench.engine.search.channel_greedy import CompatGreedy, greedy
 from workbench.engine.search.channel_records import (
@@ -24,6 +25,8 @@ from workbench.engine.search.channel_records import (
     write_sensitivity,
 )
 from workbench.engine.search.channel_space import SearchSpace
+
+log = logging.getLogger("workbench.engine.search")
 
 
 @dataclass
@@ -94,6 +97,7 @@ class TaylorLossSensitivity(SensitivityBase):
 
     def get_sensitivity(self, search_records: Any) -> None:
         graph = self.graph
+        self._warn_of_classes()
         counted, absolute = self.include_consumers, self.absolute
         values = taylor_sensitivity(
             graph.model,
@@ -117,6 +121,19 @@ class TaylorLossSensitivity(SensitivityBase):
             end = min(start + self.batch_size, self.test_iteration)
             batch = tuple(x[start:end].to(device) for x in inputs)
             yield batch, None if label is None else label[start:end].to(device)
+
+    def _warn_of_classes(self) -> None:
+        label = self.input_data[1]
+        numbers = isinstance(label, Tensor) and not label.is_floating_point()
+        if not numbers or type(self.loss_func) is not torch.nn.L1Loss:
+            return
+        message = (
+            f"the labels are {str(label.dtype).removeprefix('torch.')}, the loss is L1Loss, which "
+            "takes them for outputs. For numbers of classes give a TaylorLossSensitivity on which "
+            "set_loss_func(torch.nn.CrossEntropyLoss()) was called."
+        )
+        log.warning(message)
+        emit(self.graph.on_event, Notice(message))
 
     def _loss(self, output: Any, label: Any) -> Tensor:
         if label is None and isinstance(output, Tensor):
