@@ -24,7 +24,7 @@ from workbench.studio.session import Session
 WAY = "way"
 HEIGHT = 262
 WIDTHS = {
-    CHOSEN: 38, "name": 196, WAY: 190, **dict.fromkeys(WEIGHTS, 62), "int4 g32": 76, "int4 g64": 76,
+    CHOSEN: 38, "name": 208, WAY: 190, **dict.fromkeys(WEIGHTS, 60), "int4 g32": 76, "int4 g64": 76,
     "hifloat8": 68, "minmax_db": 74, "smoothquant_db": 84, "largest": 72,
 }  # fmt: skip
 _CSS = """
