@@ -42,6 +42,16 @@ def test_open_lists_the_layers_and_writes_the_configuration(live: Session) -> No
     assert math.isnan(live.summary.metric_float)
 
 
+def test_the_users_model_keeps_its_mode(tmp_path: Path) -> None:
+    model = make_net().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    session = open_session(model, data=make_data(), project=tmp_path / "p", threads=1)
+    session.evaluate()
+    session.dispose()
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_analyse_measures_every_layer_even_those_switched_off(live: Session) -> None:
     live.toggle("conv2")
     live.analyse()

@@ -98,7 +98,8 @@ def _load_model(
 ) -> tuple[nn.Module, str, DataSet | None, str]:
     source = project.source
     if live is not None:
-        return live.model, source.name or type(live.model).__name__, None, ""
+        # A copy over the same parameters: the user's may be in training mode and stays in it.
+        return copy_model(live.model), source.name or type(live.model).__name__, None, ""
     if source.kind == "zoo":
         return _load_zoo(source, project.settings.data)
     if source.kind == "python":

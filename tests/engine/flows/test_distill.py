@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -720,6 +721,16 @@ def test_every_optimiser_of_torch_that_takes_parameters_works(
         student = copy.deepcopy(golden_student)
         template = kind(own, lr=1e-3, weight_decay=0.1)
         distill(golden, student, golden_file, loader(X[:8]), optimizer=template)
+
+
+def test_data_that_is_not_finite_is_no_broken_group(
+    golden: nn.Module, golden_file: str, golden_student: nn.Module
+) -> None:
+    broken = X[:8].clone()
+    broken[3, 0, 0, 0] = math.nan
+    student = copy.deepcopy(golden_student)
+    with pytest.raises(RuntimeError, match="the float model computes there holds inf or NaN"):
+        distill(golden, student, golden_file, loader(broken))
 
 
 def test_a_loss_that_is_not_finite_stops(

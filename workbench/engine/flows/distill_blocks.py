@@ -120,7 +120,7 @@ class TeacherPass:
         """``inputs``, with a check that every group is a chain.
 
         Raises ``GroupError`` (``ValueError``) naming a group whose modules, run one after another,
-        do not give what the last of them gave in the forward (D16).
+        do not give what the last of them gave in the forward (D16); ``WrongState`` for inf or NaN.
         """
         watch = _Watch(self._chains, outputs=True)
         inputs = self._run(batch, watch)
@@ -132,6 +132,12 @@ class TeacherPass:
             before = self._chained(group, value)
             last = self._chains.teacher(group)[-1]
             if not any(_same(before, output) for output in watch.given.get(last, ())):
+                if not bool(torch.isfinite(before).all()):
+                    raise WrongState(
+                        "what the float model computes there holds inf or NaN",
+                        where=self._chains.title(group),
+                        hint="Check the training data and the model's weights.",
+                    )
                 raise self._no_chain(
                     group,
                     "its modules, run one after another, do not give what "
