@@ -25,6 +25,7 @@ from workbench.engine import (
     quantize,
 )
 from workbench.engine.events import Event, Notice, Progress
+from workbench.engine.graph.capture import capture
 from workbench.engine.modules.quantize import registry
 
 SMOOTH = {"smoothquant": {"smooth_strength": 0.5}}
@@ -283,6 +284,28 @@ def test_a_second_configuration_for_the_same_layers_is_no_silent_no_op(
     assert "nothing more was quantised; 3 layers went through quantize() before" in caplog.text
     assert "start from the float model" in caplog.text
     assert "skip_layers has 'lm_head' (1 layer)" in caplog.text
+
+
+@pytest.mark.parametrize("state", ["calibrating", "converted"])
+def test_flows_that_need_the_float_model_refuse_a_quantised_one(state: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).half()
+    x = tokens(3, 64, dtype=torch.float16)
+    quantize(model, INT8_SMOOTHQUANT_CFG)
+    model(x)
+    if state == "converted":
+        convert(model)
+    with pytest.raises(RuntimeError, match="already contains compression modules: 0"):
+        capture(model, (x,))
+
+
+@pytest.mark.parametrize("activations", ["tensor", "token"])
+def test_a_converted_int8_model_can_be_exported(activations: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU()).half()
+    x = tokens(3, 64, dtype=torch.float16)
+    quantize(model, config("minmax", weights(), inputs(strategy=activations)))
+    model(x)
+    convert(model)
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 def test_a_report_is_there_only_after_quantize() -> None:

@@ -126,6 +126,8 @@ def check_codes(codes: Tensor, storage: torch.dtype, name: str) -> None:
 
 def refuse_nan(x: Tensor, name: str) -> None:
     """``ValueError`` when ``x`` holds NaN: the format has no code for it."""
+    if torch.compiler.is_exporting():
+        return  # a graph cannot depend on what a tensor holds
     # NaN wins a maximum, which is many times faster than looking at each number.
     if x.numel() and bool(x.amax().isnan()):
         raise WrongValue(

@@ -32,6 +32,7 @@ class BaseQuantizeModule(nn.Module):
     offset_w: Tensor | None
     offset_d: Tensor | None
     scale: Tensor | None
+    workbench_wrapper = True  # no model to start a flow from
 
     def __init__(
         self, ori_module: nn.Module, layer_name: str, quant_config: dict[str, Any]

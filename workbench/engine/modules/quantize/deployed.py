@@ -25,6 +25,8 @@ class DeployModule(nn.Module):
     Answers come in the dtype of the input. ``layer_name`` is what errors call the layer.
     """
 
+    workbench_wrapper = True  # no model to start a flow from
+
     def __init__(self, layer_name: str, what: str) -> None:
         super().__init__()
         self.layer_name = layer_name
