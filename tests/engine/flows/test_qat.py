@@ -261,6 +261,28 @@ def test_a_restored_run_goes_on_as_if_it_had_not_stopped(
     assert train_steps(restored, again, range(3, 7)) == rest
 
 
+@pytest.mark.parametrize(
+    ("part", "width", "named"),
+    [
+        ("retrain_data_config", "INT16", "acts"),
+        ("retrain_weight_config", "INT4", "wts"),
+    ],
+)
+def test_a_checkpoint_of_other_bit_widths_is_refused(
+    made: tuple[Files, nn.Module], files: Files, model: nn.Module, part: str, width: str, named: str
+) -> None:
+    train_steps(model, sgd(model), range(2))
+    torch.save(model.state_dict(), files.checkpoint)
+    config = json.loads(Path(made[0].config).read_text())
+    layer = next(name for name, value in config.items() if isinstance(value, dict))
+    config[layer][part]["dst_type"] = width
+    Path(files.config).write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=rf"other bit widths .*{layer}.*\({named}\)"):
+        restore_quant_retrain_model(
+            files.config, small_net(), files.record, batch(0), files.checkpoint
+        )
+
+
 def reference_checkpoint(model: nn.Module) -> dict[str, Tensor]:
     """The state dict that the reference would have written for this model (section 4.2)."""
     state = dict(model.state_dict())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongState
+from workbench.engine.modules.qat.quantisers import QuantisingModule
 
 _PREFIX = "module."
 _FORBIDDEN = re.compile(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)")
@@ -63,14 +64,27 @@ def load_state(model: nn.Module, state: dict[str, Tensor], pth_file: str, *, cre
 
     ``created``: what the model was made of, for the error's hint.
     """
+    state = _without_prefix(state, model)
     try:
-        model.load_state_dict(_without_prefix(state, model))
+        model.load_state_dict(dict(state))
     except RuntimeError as error:
         raise WrongState(
             f"the checkpoint does not fit the model and {created}: {_some_lines(error)}",
             where=pth_file,
             hint=f"Give the model and {created} that it was trained with.",
         ) from error
+    foreign = [
+        f"{path} ({', '.join(widths)})"
+        for path, module in model.named_modules()
+        if isinstance(module, QuantisingModule)
+        and (widths := module.foreign_widths(_below(path, state)))
+    ]
+    if foreign:
+        raise WrongState(
+            f"it was trained with other bit widths than {created} says: {_some(foreign)}",
+            where=pth_file,
+            hint=f"Give {created} that it was trained with.",
+        )
 
 
 def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -80,6 +94,16 @@ def _without_prefix(state: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     if not all(key.startswith(_PREFIX) for key in state):
         return state
     return {key.removeprefix(_PREFIX): value for key, value in state.items()}
+
+
+def _below(path: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{path}." if path else ""
+    return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _candidates(state: Any) -> str:

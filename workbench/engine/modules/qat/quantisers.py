@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -250,6 +250,32 @@ class QuantisingModule(nn.Module):
             self._refresh()
         return self
 
+    def foreign_widths(self, stored: Mapping[str, Tensor]) -> list[str]:
+        """Quantisers whose ``stored`` state was found with other bit widths than this module's.
+
+        ``stored``: by the names of this module, whose weights are loaded already. A scale tells its
+        width: the same range has 17 times as many steps at 8 bits as at 4.
+        """
+        found = []
+        for prefix, activation in self.__dict__.get("_activations", {}).items():
+            scale = stored.get(prefix + "scale")
+            high, low = (stored.get(f"{prefix}clip_{end}") for end in ("max", "min"))
+            if scale is not None and high is not None and low is not None:
+                steps = (high.clamp(min=0) - low.clamp(max=0)) / scale
+                found += _foreign(prefix, steps / (2**activation.settings.bits - 1))
+        for prefix, weight in self._own_weights().items():
+            settings = self._weights[prefix].settings
+            scales = stored.get(prefix + "scales")
+            if scales is not None:
+                mine = weight_scales(
+                    weight,
+                    settings.bits,
+                    channel_axis=settings.channel_axis,
+                    groups=settings.groups,
+                )
+                found += _foreign(prefix, mine / scales.to(mine.device))
+        return found
+
     def _own_weights(self) -> dict[str, Tensor]:
         """The weight behind each weight quantiser that an export reads the state of."""
         return {}
@@ -383,6 +409,12 @@ class QuantisingModule(nn.Module):
         prefixes = (*self.__dict__.get("_activations", {}), *self.__dict__.get("_weights", {}))
         own = [*self._parameters.items(), *self._buffers.items()]
         return [(n, t) for n, t in own if t is not None and prefixes and n.startswith(prefixes)]
+
+
+def _foreign(prefix: str, ratio: Tensor) -> list[str]:
+    """State that is not there yet, as NaN, has no width."""
+    middle = ratio.median()
+    return [prefix.rstrip("_")] if bool((middle > 4) | (middle < 0.25)) else []
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
