@@ -154,7 +154,7 @@ class RemovalCheck:
             try:
                 made = self._run(without(module, removals, sizes))
             except Exception as error:
-                problem = problem or _first_line(error)
+                problem = problem or _first_line(error) + _SIZE_IN_CODE
                 continue
             if _agree(made, expected, exact=is_exact):
                 return sizes, ""
@@ -165,6 +165,12 @@ class RemovalCheck:
         with torch.no_grad():
             out = module(*self._captured.args, **self._captured.kwargs)
         return [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, Tensor)]
+
+
+_SIZE_IN_CODE = (
+    " (its code may compute a size from another, as C // heads does: kept as an attribute, "
+    "self.head_dim = C // heads, it can follow)"
+)
 
 
 def size_candidates(module: nn.Module, removals: Sequence[Removal]) -> tuple[NewSize, ...]:
