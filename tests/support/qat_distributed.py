@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from qat_models import Files, batch, make_config, small_net
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.support.qat_models import Files, batch, make_config, small_net
 from workbench.engine import (
     create_quant_retrain_model,
     restore_quant_retrain_model,

@@ -31,7 +31,7 @@ def test_every_training_digit_comes_once_and_no_other() -> None:
     )
     pictures = next(iter(loader))[0]
     assert pictures.shape == (63, 1, 32, 32)
-    assert 0 <= pictures.min() and pictures.max() <= 1
+    assert pictures.min() >= 0 and pictures.max() <= 1
 
 
 def test_an_autoencoder_learns_its_input() -> None:

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from config_layers import Facts
 
-from tests.support.config_layers import Facts
 from workbench.engine.files.problems import ConfigError
 from workbench.engine.files.retrain_config import (
     RetrainConfig,

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
-
-from tests.support.distill_distributed import BATCH, distilled, pictures, write_config
+from distill_distributed import BATCH, distilled, pictures, write_config
 
 
 def test_two_ranks_equal_one_process_on_the_joint_batches(tmp_path: Path) -> None:

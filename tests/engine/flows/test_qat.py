@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from tests.support.qat_models import (
+from qat_models import (
     Files,
     SmallNet,
     batch,
@@ -23,6 +21,8 @@ from tests.support.qat_models import (
     small_net,
     train_steps,
 )
+from torch import Tensor, nn
+
 from workbench.engine import (
     create_quant_config,
     create_quant_retrain_config,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from qat_distributed import Plain, train_plain
+from qat_models import Files, batch, make_config, make_model, small_net
 
-from tests.support.qat_distributed import Plain, train_plain
-from tests.support.qat_models import Files, batch, make_config, make_model, small_net
 from workbench.engine import create_quant_retrain_model, save_quant_retrain_model
 
 CLIPS = {"retrain_data_config": {"clip_max": 2.0, "clip_min": -2.0}}

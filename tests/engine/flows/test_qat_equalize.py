@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from qat_models import Files, batch, evaluate
 from torch import Tensor, nn
 
-from tests.support.qat_models import Files, batch, evaluate
 from workbench.engine import create_quant_retrain_config, create_quant_retrain_model
 from workbench.engine.algorithms.equalization import channel_exponents
 from workbench.engine.flows.qat_save import plain_model

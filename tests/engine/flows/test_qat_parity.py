@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from qat_models import Files, evaluate, make_model
 from torch import Tensor, nn
 
-from tests.support.qat_models import Files, evaluate, make_model
 from workbench.engine import save_quant_retrain_model
 from workbench.engine.files.record import Record, read_record
 from workbench.engine.flows.qat_state import wrappers

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+import rnn_models
 import torch
+from qat_models import Files, make_model, sgd
 from torch import Tensor, nn
 
-from tests.support import rnn_models
-from tests.support.qat_models import Files, make_model, sgd
 from workbench.engine import restore_quant_retrain_model, save_quant_retrain_model
 from workbench.engine.files.record import read_record
 

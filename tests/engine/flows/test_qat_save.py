@@ -13,9 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from torch import Tensor, nn
-
-from tests.support.qat_models import (
+from qat_models import (
     Files,
     batch,
     evaluate,
@@ -24,6 +22,8 @@ from tests.support.qat_models import (
     small_net,
     train_steps,
 )
+from torch import Tensor, nn
+
 from workbench.engine import (
     create_quant_retrain_model,
     restore_quant_retrain_model,
