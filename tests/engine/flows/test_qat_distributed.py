@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "tests.support.qat_distributed", str(folder)),
+            *("--nproc-per-node", "2", str(ROOT / "tests/support/qat_distributed.py"), str(folder)),
         ],
         cwd=ROOT,
         env=dict(os.environ, OMP_NUM_THREADS="1"),
