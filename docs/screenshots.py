@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PROJECT = "digits-mobilenet-hard"
+LINEAR_PROJECT = "digits-vit"
 TABS = ("Model", "Layers", "Inspect", "Search", "Train", "Export", "Code")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -63,6 +64,24 @@ def story(page: Any) -> None:
     every_tab(page, "dark")
 
 
+def formats(page: Any) -> None:
+    """Number formats, on a network of Linear layers."""
+    page.get_by_role("tab", name="Formats").click()
+    page.get_by_role("button", name="Measure formats").click()
+    page.get_by_text("quantise as").wait_for(timeout=120_000)
+    for theme in ("light", "dark"):
+        page.wait_for_timeout(2500)
+        page.screenshot(path=IMAGES / f"formats-{theme}.png")
+        page.get_by_role("button", name="Toggle theme").click()
+
+
+def own_model(page: Any) -> None:
+    page.get_by_role("button", name="Open a project").click()
+    page.get_by_role("button", name="Upload files").wait_for()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=IMAGES / "open.png")
+
+
 def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     home = tempfile.mkdtemp()
@@ -90,6 +109,9 @@ def main() -> None:
             page.set_default_timeout(60_000)
             page.goto(f"{address}/apps?project={PROJECT}")
             story(page)
+            page.goto(f"{address}/apps?project={LINEAR_PROJECT}")
+            formats(page)
+            own_model(page)
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGKILL)
