@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PORT   ?= 5006
 
-.PHONY: app test test-all lint bench browser notebooks screenshots clean
+.PHONY: app test test-all lint bench browser notebooks screenshots translations clean
 .DEFAULT_GOAL := app
 
 $(READY): pyproject.toml constraints.txt
@@ -46,6 +46,10 @@ notebooks: $(READY)
 
 screenshots: browser
 	$(BIN)/python docs/screenshots.py
+
+# Texts of the code into workbench/locale/*/LC_MESSAGES/workbench.po, and those compiled.
+translations: $(READY)
+	$(BIN)/python tools/translations.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# The tests read English text, whatever the locale of the machine.
+os.environ["WORKBENCH_LANGUAGE"] = "en"
+
 # A page in the background must go on painting, or every wait for it is a second longer.
 FLAGS = [
     "--no-sandbox",
