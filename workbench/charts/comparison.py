@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from workbench.charts import formats
-from workbench.charts.text import _
+from workbench.charts.spoken import said
+from workbench.charts.text import _, ngettext
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.compare import Alternative
@@ -31,7 +32,7 @@ def comparison_frame(found: Sequence[Alternative], in_use: Sequence[bool]) -> pd
             best.add(min(alike, key=lambda one: one.error).label)
     rows = [
         (
-            one.label,
+            label_text(one.label),
             kinds.get(one.kind, one.kind),
             scale_text(one),
             str(one.offset) if not one.trouble else formats.UNKNOWN,
@@ -45,6 +46,15 @@ def comparison_frame(found: Sequence[Alternative], in_use: Sequence[bool]) -> pd
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
+def label_text(label: str) -> str:
+    """The name of a way in the reader's language: ``IFMR``, ``ARQ, 7 bits``."""
+    name, _comma, rest = label.partition(", ")
+    bits = rest.removesuffix(" bits")
+    if not bits.isdigit():
+        return label
+    return f"{name}, " + ngettext("{n} bit", "{n} bits", int(bits)).format(n=bits)
+
+
 def _comparable(one: Alternative) -> bool:
     """More bits always win: only ways with as many bits as configured compete."""
     return (
@@ -55,7 +65,7 @@ def _comparable(one: Alternative) -> bool:
 def state_text(one: Alternative, used: bool, best: bool) -> str:
     """What to say of a row: in use, best of its kind, baseline only, or why it cannot be."""
     if one.trouble:
-        return f"✕ {one.trouble}"
+        return f"✕ {said(one.trouble)}"
     parts = []
     if used:
         parts.append("● " + _("in use"))

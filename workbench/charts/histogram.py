@@ -10,7 +10,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from workbench.charts import formats
-from workbench.charts.text import _
+from workbench.charts.text import _, ngettext
 from workbench.charts.theme import CLEAR, base_figure, note, palette
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _grid(figure: go.Figure, hist: LayerHistogram, dark: bool) -> None:
         return
     steps = round((high - low) / step) + 1
     figure.update_layout(
-        xaxis_title_text=f"{_('input value')} · {steps} {_('steps of')} {formats.exact(step)}"
+        xaxis_title_text=f"{_('input value')} · "
+        + _("{n} steps of {step}").format(n=steps, step=formats.exact(step))
     )
     if steps > _MOST_STEPS:
         return
@@ -170,7 +171,7 @@ def _weights(figure: go.Figure, hist: LayerHistogram, dark: bool) -> None:
         text += f" · {_('scale')} {formats.exact(float(scales[0]))}"
     elif scales.size:
         text += (
-            f" · {scales.size} {_('scales')} {formats.exact(float(scales.min()))} … "
-            f"{formats.exact(float(scales.max()))}"
+            f" · {ngettext('one scale', '{n} scales', scales.size).format(n=scales.size)} "
+            f"{formats.exact(float(scales.min()))} … {formats.exact(float(scales.max()))}"
         )
     figure.update_layout(xaxis2_title_text=text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from workbench.charts.text import _
+from workbench.charts.text import _, ngettext
 from workbench.charts.theme import base_figure, note, palette
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ def weight_range_chart(
             hovertemplate=_("end of the range") + " %{y:.5g}<extra></extra>",
         )
     count = len(np.unique(scales))
-    text = _("one scale") if count == 1 else f"{count} {_('scales')}"
+    text = ngettext("one scale", "{n} scales", count).format(n=count)
+    bits = ngettext("{n} bit", "{n} bits", profile.weight_bits).format(n=profile.weight_bits)
     figure.update_layout(
         bargap=0.25 if len(low) < 80 else 0.0,
-        xaxis_title_text=f"{_('output channel')} · {text}, {profile.weight_bits} {_('bits')}",
+        xaxis_title_text=f"{_('output channel')} · {text}, {bits}",
         yaxis_title_text=_("weight"),
     )
     return figure
@@ -130,7 +131,8 @@ def output_scatter(
         ),
     )  # fmt: skip
     figure.update_layout(
-        xaxis_title_text=f"{_('float')} · {len(x):,} {_('values')}",
+        xaxis_title_text=f"{_('float')} · "
+        + ngettext("{n} value", "{n} values", len(x)).format(n=f"{len(x):,}"),
         yaxis_title_text=_("quantised"),
     )
     return figure

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.charts import formats
+from workbench.charts.sensitivity import STATE_TITLES
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, note, palette
 
@@ -52,7 +53,7 @@ def module_chart(
             values=[totals[path] for path in paths],
             branchvalues="total",
             customdata=[
-                [path or model_name, formats.count(totals[path]), states.get(path, "")]
+                [path or model_name, formats.count(totals[path]), _state(states.get(path, ""))]
                 for path in paths
             ],
             hovertemplate=(
@@ -71,6 +72,10 @@ def module_chart(
         )
     )
     return figure
+
+
+def _state(state: str) -> str:
+    return _(STATE_TITLES[state]) if state in STATE_TITLES else state
 
 
 def _prefixes(name: str) -> list[str]:

@@ -14,8 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.charts import formats
-from workbench.charts.search import within_target
-from workbench.charts.text import _
+from workbench.charts.search import stay_float, within_target
+from workbench.charts.text import N_, _
 from workbench.charts.theme import base_figure, note, palette
 
 Floats = npt.NDArray[np.float64]
@@ -31,9 +31,9 @@ class CostAxis:
 
 
 COSTS: dict[str, CostAxis] = {
-    "size": CostAxis("size", "size", formats.size),
-    "bops": CostAxis("bops", "bit-operations a sample", formats.bit_operations),
-    "latency": CostAxis("", "latency of a batch, ms", lambda ms: f"{ms:.2f} ms"),
+    "size": CostAxis("size", N_("size"), formats.size),
+    "bops": CostAxis("bops", N_("bit-operations a sample"), formats.bit_operations),
+    "latency": CostAxis("", N_("latency of a batch, ms"), lambda ms: f"{ms:.2f} ms"),
 }
 
 
@@ -72,7 +72,7 @@ def trial_points(trials: pd.DataFrame, cost: str, target_loss: float) -> pd.Data
             "good": rows["good"].to_numpy(dtype=bool),
             "whole": rows["share"].to_numpy() >= 1.0,
             "text": [
-                f"<b>{_('trial')} {trial}</b> · {count} {_('layers stay float')}"
+                f"<b>{_('trial')} {trial}</b> · {stay_float(count)}"
                 for trial, count in zip(rows["trial"].tolist(), rows["n_float"], strict=True)
             ],
         }
@@ -133,8 +133,8 @@ def pareto_chart(
             hoverinfo="skip",
         )
     for good, title, symbol, colour in (
-        (True, "within the target", "circle", colours.good),
-        (False, "loses too much", "x", colours.bad),
+        (True, N_("within the target"), "circle", colours.good),
+        (False, N_("loses too much"), "x", colours.bad),
     ):
         rows = points[points["good"].astype(bool) == good]
         if not len(rows):

@@ -11,16 +11,16 @@ import plotly.graph_objects as go
 
 from workbench.charts import formats
 from workbench.charts.sensitivity import short_name
-from workbench.charts.text import _
+from workbench.charts.text import N_, _, ngettext
 from workbench.charts.theme import base_figure, hatch, note, palette
 
 _GROUPS = (
     # kind, satisfied, title, symbol, colour
-    ("float", None, "float model", "diamond", "float"),
-    ("search", True, "within the target", "circle", "good"),
-    ("search", False, "loses too much", "x", "bad"),
-    ("final", True, "result", "star", "accent"),
-    ("final", False, "result misses the target", "star-open", "bad"),
+    ("float", None, N_("float model"), "diamond", "float"),
+    ("search", True, N_("within the target"), "circle", "good"),
+    ("search", False, N_("loses too much"), "x", "bad"),
+    ("final", True, N_("result"), "star", "accent"),
+    ("final", False, N_("result misses the target"), "star-open", "bad"),
 )
 
 
@@ -132,10 +132,10 @@ def _trial_texts(rows: pd.DataFrame, metric_name: str) -> list[str]:
         shown = ", ".join(layers[:6]) + (" …" if len(layers) > 6 else "")
         metric = row.metric if row.metric is not None else math.nan
         texts.append(
-            f"<b>{_('trial')} {row.trial}</b> · {row.phase}<br>"
+            f"<b>{_('trial')} {row.trial}</b> · {phase_title(row.phase)}<br>"
             f"{formats.metric_title(metric_name)} {formats.metric(metric, metric_name)} · "
             f"{_('loss')} {formats.exact(row.loss)}<br>"
-            f"{row.n_float} {_('layers stay float')}"
+            + stay_float(row.n_float)
             + (f": {shown}" if shown else "")
             + f"<br>{row.seconds:.1f} s"
             + _how(getattr(row, "share", 1.0), getattr(row, "cached", False))
@@ -144,8 +144,27 @@ def _trial_texts(rows: pd.DataFrame, metric_name: str) -> list[str]:
 
 
 def _how(share: float, cached: bool) -> str:
-    early = f" · {_('decided by')} {100 * share:.0f} % {_('of the samples')}"
-    return (early if share < 1.0 else "") + (f" · {_('known before')}" if cached else "")
+    early = _("decided by {share} % of the samples").format(share=f"{100 * share:.0f}")
+    return (f" · {early}" if share < 1.0 else "") + (f" · {_('known before')}" if cached else "")
+
+
+def stay_float(count: int) -> str:
+    """``3 layers stay float``."""
+    return ngettext("{n} layer stays float", "{n} layers stay float", count).format(n=count)
+
+
+def phase_title(phase: str) -> str:
+    """A phase of a search as a person calls it."""
+    return {
+        "original": _("float model"),
+        "calibration": _("calibration"),
+        "all": _("all quantised"),
+        "sensitivity": _("sensitivity"),
+        "search": _("search"),
+        "speculative": _("ahead of the search"),
+        "final": _("calibrated"),
+        "evaluate": _("calibrated"),
+    }.get(phase, phase)
 
 
 def bracket_strip(
@@ -247,8 +266,8 @@ def bracket_strip(
         figure.add_vline(x=cut - 0.5, line={"color": colours.accent, "width": 3, "dash": "dot"})
     figure.update_xaxes(range=[-0.7, count - 0.3])
     for place, anchor, text in (
-        (0, "left", _("most sensitive") + ": " + short_name(ranking[0], 28)),
-        (1, "right", _("least") + ": " + short_name(ranking[-1], 28)),
+        (0, "left", _("most sensitive: {layer}").format(layer=short_name(ranking[0], 28))),
+        (1, "right", _("least: {layer}").format(layer=short_name(ranking[-1], 28))),
     ):
         figure.add_annotation(
             x=place,

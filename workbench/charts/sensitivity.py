@@ -14,7 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.charts import formats
-from workbench.charts.text import _
+from workbench.charts.spoken import said
+from workbench.charts.text import N_, _
 from workbench.charts.theme import PATTERNS, base_figure, hatch, note, palette
 
 Order = Literal["execution", "sorted"]
@@ -39,23 +40,23 @@ class Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "error": Quantity("error", "error 1 − cos", True, 1, lambda cosine: 1.0 - cosine),
-    "cosine": Quantity("cosine", "cosine similarity", False, -1, lambda cosine: cosine),
+    "error": Quantity("error", N_("error 1 − cos"), True, 1, lambda cosine: 1.0 - cosine),
+    "cosine": Quantity("cosine", N_("cosine similarity"), False, -1, lambda cosine: cosine),
     "sqnr": Quantity("sqnr", "SQNR (dB)", False, -1),
-    "accumulated_error": Quantity("accumulated_error", "accumulated error 1 − cos", True, 1),
-    "weight_range": Quantity("weight_range", "weight range max ÷ min by channel", True, 0),
-    "macs": Quantity("macs", "multiply-accumulates", True, 0),
-    "parameters": Quantity("parameters", "parameters", True, 0),
+    "accumulated_error": Quantity("accumulated_error", N_("accumulated error 1 − cos"), True, 1),
+    "weight_range": Quantity("weight_range", N_("weight range max ÷ min by channel"), True, 0),
+    "macs": Quantity("macs", N_("multiply-accumulates"), True, 0),
+    "parameters": Quantity("parameters", N_("parameters"), True, 0),
 }
 
 STATES = ("quantised", "worse", "skipped", "ineligible", "pinned", "pinned_float")
 STATE_TITLES = {
-    "quantised": "quantised",
-    "worse": "quantised, worse than the line",
-    "skipped": "stays float",
-    "ineligible": "cannot be quantised",
-    "pinned": "pinned, quantised now",
-    "pinned_float": "pinned, float now",
+    "quantised": N_("quantised"),
+    "worse": N_("quantised, worse than the line"),
+    "skipped": N_("stays float"),
+    "ineligible": N_("cannot be quantised"),
+    "pinned": N_("pinned, quantised now"),
+    "pinned_float": N_("pinned, float now"),
 }
 
 
@@ -118,7 +119,7 @@ def hover_texts(layers: pd.DataFrame) -> list[str]:
         name, kind, shape, eligible, reason, cosine, error, sqnr, depth, weights, macs = row
         text = f"<b>{escape(name)}</b><br>{kind} {shape}"
         if not eligible and reason:
-            text += f"<br>{escape(reason)}"
+            text += f"<br>{escape(said(reason))}"
         if pin:
             text += f"<br>{_('pinned')}: {held[pin]}"
         if cosine == cosine:  # a NaN is not equal to itself

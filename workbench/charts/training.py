@@ -192,7 +192,7 @@ def clip_chart(
         name = short_name(layer, 30)
         hover = (
             f"<b>{layer}</b><br>{_('step')} %{{x}} · "
-            f"%{{customdata[0]:.4g}} {_('to')} %{{customdata[1]:.4g}}<extra></extra>"
+            "%{customdata[0]:.4g} … %{customdata[1]:.4g}<extra></extra>"
         )
         bounds = np.column_stack([rows["low"].to_numpy(float), rows["high"].to_numpy(float)])
         for column, shown in (("low", False), ("high", True)):

@@ -104,7 +104,7 @@ def outlier_chart(
         },
         hovertemplate=(
             f"%{{y}}<br>{_('input channel')} %{{x}}<br>"
-            f"%{{customdata:.1f}} {_('times the median')}<extra></extra>"
+            f"%{{customdata:.1f}} {_('× median')}<extra></extra>"
         ),
     )
     longest = max(len(_label(name)) for name in names)
