@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,7 +34,11 @@ def compare(trials: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
     the rows ("layer", name) say of each layer in which the two differ what was done with it:
     "float", "quantised", or "quantised: " and the settings that are not as generated.
     """
-    rows = [trial_row(trials, number) for number in (first, second)]
+    return compare_rows([trial_row(trials, number) for number in (first, second)], (first, second))
+
+
+def compare_rows(rows: Sequence[Any], titles: Sequence[Any]) -> pd.DataFrame:
+    """Two rows with figures and layers side by side, as ``compare``; the columns are ``titles``."""
     done = [_done(row) for row in rows]
     # In the order of the trial that names the layer: that is the layers' own order.
     named = dict.fromkeys([*done[0], *done[1]])
@@ -45,7 +49,7 @@ def compare(trials: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
         for row, own in zip(rows, done, strict=True)
     ]
     table = pd.DataFrame(index=pd.MultiIndex.from_tuples(index, names=["what", "name"]))
-    for place, (number, values) in enumerate(zip((first, second), columns, strict=True)):
+    for place, (number, values) in enumerate(zip(titles, columns, strict=True)):
         table.insert(place, number, pd.Series(values, index=table.index, dtype=object), True)
     return table
 

@@ -97,6 +97,10 @@ class Figures:
             if real or not self._measured.get(trial.config_hash, (False, NAN))[0]:
                 self._measured[trial.config_hash] = (real, trial.metric)
 
+    def forget(self) -> None:
+        """The trials that ``learn`` was told of are gone."""
+        self._measured = {}
+
     def known(self, values: Mapping[str, Any]) -> None:
         self._known = values
 

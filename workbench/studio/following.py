@@ -9,6 +9,7 @@ import pandas as pd
 from workbench.engine.errors import WrongValue
 from workbench.studio import edits, jobtable, results
 from workbench.studio.figures import Figures
+from workbench.studio.history import DELETIONS
 from workbench.studio.measurements import Measurement
 from workbench.studio.pins import read_pins
 from workbench.studio.project import Project
@@ -36,6 +37,7 @@ class Follower:
         self._measured: dict[tuple[str, str], Measurement] = {}
         self._measured_seq = 0
         self._last_trial = 0
+        self._deletions = 0
         self._meta: dict[str, str] = {}
 
     def row(self, name: str) -> int:
@@ -111,6 +113,12 @@ class Follower:
         latest = jobtable.latest(self._store)
         if latest != job:
             updates["job"] = latest
+        deletions = int(self._store.get(DELETIONS, 0))
+        if deletions != self._deletions:
+            updates |= {"deletions": deletions, "trials": results.no_trials()}
+            self._deletions, self._last_trial = deletions, 0
+            trials = updates["trials"]
+            self.figures.forget()
         new = results.new_trials(self._store, self._last_trial)
         if new:
             self._last_trial = new[-1].id

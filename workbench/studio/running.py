@@ -11,6 +11,7 @@ from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken
 from workbench.studio import jobtable
 from workbench.studio.formats import formats, quantize_modules
+from workbench.studio.history import remember
 from workbench.studio.inspecting import inspect
 from workbench.studio.reporter import Heart, Reporter, trim_events
 from workbench.studio.searching import search
@@ -54,6 +55,8 @@ def run_job(workspace: Workspace, job: int, kind: str, args: Mapping[str, Any]) 
             log.log(level, "job %d (%s) failed", job, kind, exc_info=problem)
     try:
         reporter.flush(final=True)
+        if state == "finished":
+            remember(store, job, kind)
         trim_events(store)
     finally:
         jobtable.finish(store, job, state, error)

@@ -20,6 +20,7 @@ from workbench.studio.flushing import ProjectFiles
 from workbench.studio.following import Follower
 from workbench.studio.formats_control import FormatsControl
 from workbench.studio.formats_state import no_formats
+from workbench.studio.history_control import HistoryControl
 from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
@@ -38,7 +39,7 @@ __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summar
 LIVENESS_SECONDS = 0.5
 
 
-class Session(Steering, TrainingControl, FormatsControl, param.Parameterized):
+class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.Parameterized):
     """The live state a window binds to.
 
     Params change only in ``poll()`` and in the edit methods, always together in one batch, and
@@ -63,6 +64,7 @@ class Session(Steering, TrainingControl, FormatsControl, param.Parameterized):
     ways = param.Dict({}, doc="How layers are to be quantised as modules, where chosen.")
     quantized = param.Parameter(None, doc="What the last quantize_modules measured and wrote.")
     exports = param.Parameter(None, doc="What the last export wrote.")
+    deletions = param.Integer(0, doc="How often rows were deleted from the history.")
     can_undo = param.Boolean(False)
     can_redo = param.Boolean(False)
     notice = param.String("", doc="A sentence for the user: overtaken by another window, ...")

@@ -24,13 +24,17 @@ from workbench.studio.measurements import Measurement, read_measurements, write_
 if TYPE_CHECKING:
     from workbench.engine.analysis.cost import Cost
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _INSPECTIONS = (
     "CREATE TABLE IF NOT EXISTS inspections (name TEXT PRIMARY KEY, time REAL NOT NULL, "
     "facts TEXT NOT NULL, data BLOB NOT NULL)"
 )
 _PROFILES = "CREATE TABLE IF NOT EXISTS profiles (name TEXT PRIMARY KEY, data BLOB NOT NULL)"
+_OUTCOMES = (
+    "CREATE TABLE IF NOT EXISTS outcomes (job INTEGER PRIMARY KEY, facts TEXT, "
+    "deleted INTEGER NOT NULL DEFAULT 0)"
+)
 
 _SCHEMA = f"""
 CREATE TABLE head (id INTEGER PRIMARY KEY CHECK (id = 1), tick INTEGER, revision INTEGER);
@@ -70,6 +74,7 @@ CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, pid_cre
                      heartbeat REAL);
 {_INSPECTIONS};
 {_PROFILES};
+{_OUTCOMES};
 """
 
 _ADDED = {
@@ -137,6 +142,7 @@ class Store:
                         connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
             connection.execute(_INSPECTIONS)
             connection.execute(_PROFILES)
+            connection.execute(_OUTCOMES)
             connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
 
     @property
@@ -400,6 +406,10 @@ class Store:
             connection.execute("DELETE FROM trials")
             connection.execute("DELETE FROM inspections")
             connection.execute("DELETE FROM profiles")
+            connection.execute(
+                "INSERT OR REPLACE INTO outcomes "
+                "SELECT id, NULL, 1 FROM jobs WHERE active IS NULL"
+            )
             put_meta(
                 connection,
                 {

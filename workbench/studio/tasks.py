@@ -289,7 +289,11 @@ def export(run: Run) -> None:
     result = check_and_measure(
         run.workspace, module, prefix, float_path, report=run.report, cancel=run.cancel
     )
-    project.store.put(exports=json.loads(json.dumps(asdict(result))))
+    made_of = {
+        "float_layers": left_float(run.workspace, wanted.columns),
+        "settings": run.workspace.settings(wanted.columns),
+    }
+    project.store.put(exports=json.loads(json.dumps(asdict(result) | made_of)))
 
 
 def _settings(workspace: Workspace, wanted: Configuration) -> dict[str, str]:
