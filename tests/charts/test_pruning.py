@@ -32,6 +32,22 @@ def test_crosses_stand_where_the_channel_stands_after_sorting():
     assert list(zip(crosses.x, crosses.y, strict=True)) == [(1, "a"), (2, "a")]
 
 
+def test_a_number_means_the_least_sensitive_channels():
+    crosses = channel_sensitivity_chart({"a": [4.0, NAN, 3.0, 1.0, 2.0]}, {"a": 2}).data[1]
+    assert list(crosses.x) == [2, 3], "4 and 3 stay, and what has no value is no candidate"
+    stay, go = channel_plan_chart({"a": 5, "b": 4}, {"a": 2}).data
+    assert list(stay.y) == [3, 4] and list(go.y) == [2, 0]
+
+
+def test_strokes_in_place_of_crosses_where_channels_are_many():
+    gone = {"a": [*range(100, 300), 0], "b": range(40)}
+    figure = channel_sensitivity_chart({"a": range(300, 0, -1), "b": range(40)}, gone)
+    heat, strokes = figure.data
+    assert heat.xgap == 0 and strokes.mode == "lines"
+    assert list(strokes.x) == [-0.5, 0.5, None, 99.5, 299.5, None, -0.5, 39.5, None]
+    assert list(strokes.y) == ["a", "a", None, "a", "a", None, "b", "b", None]
+
+
 @pytest.mark.parametrize(("least", "low", "ticks"), [(50.0, -1.0, 2), (2.0, np.log10(0.02), 2)])
 def test_colours_begin_at_the_least_sensitive_channel(least, low, ticks):
     heat = channel_sensitivity_chart({"a": [100.0, least]}).data[0]

@@ -152,6 +152,10 @@ export function render({ model, el }) {
   };
   model.on("figure", later);
   model.on("texts", later);
+  model.on("height", () => {
+    box.style.height = `${model.height}px`;
+    later();
+  });
   model.on("label", () => box.setAttribute("aria-label", model.label));
   let width = 0;
   const watcher = new ResizeObserver(() => {

@@ -20,10 +20,13 @@ _LOWEST, _HIGHEST = -3.0, -1.0
 _NAMED_BARS = 60
 """Above this many layers their names would overlap."""
 
+_WIDE = 160
+"""Above this many channels in a row, gaps between them hide them and crosses run together."""
+
 
 def channel_sensitivity_chart(
     sensitivity: Mapping[str, Sequence[float]],
-    removed: Mapping[str, Collection[int]] | None = None,
+    removed: Mapping[str, Collection[int] | int] | None = None,
     *,
     dark: bool = False,
     uirevision: object = "channel-sensitivity",
@@ -33,7 +36,8 @@ def channel_sensitivity_chart(
 
     ``sensitivity``: layer -> one value of at least 0 a channel, NaN where there is none; the colour
     is the share of the largest value of all, on a logarithmic scale. ``removed``: layer -> channels
-    that go; they get a cross.
+    that go, or how many of the least sensitive ones; they get a cross, or a line where the channels
+    are too many for crosses.
     """
     colours = palette(dark)
     figure = base_figure(
@@ -46,15 +50,15 @@ def channel_sensitivity_chart(
     width = max(len(values) for values in sensitivity.values())
     shown = np.full((len(names), width), np.nan)
     channels = np.zeros((len(names), width), dtype=np.int64)
-    crosses: list[tuple[int, str]] = []
+    crosses: list[tuple[int, int]] = []
     for row, name in enumerate(names):
         values = np.asarray(sensitivity[name], dtype=np.float64)
         # A NaN sorts last, also in descending order.
         order = np.argsort(-values, kind="stable")
         shown[row, : len(values)] = values[order]
         channels[row, : len(values)] = order
-        gone = set(removed.get(name, ())) if removed else set()
-        crosses += [(place, name) for place, channel in enumerate(order) if int(channel) in gone]
+        gone = _gone(removed.get(name, 0) if removed else 0, order, values)
+        crosses += [(place, row) for place, channel in enumerate(order) if int(channel) in gone]
     logs = _decades(shown)
     low = float(np.nanmin(logs, initial=_HIGHEST))
     ticks = [tick for tick in (-3, -2, -1, 0) if tick >= low]
@@ -65,7 +69,7 @@ def channel_sensitivity_chart(
         customdata=np.dstack([channels, shown]),
         zmin=low,
         zmax=0.0,
-        xgap=1,
+        xgap=1 if width <= _WIDE else 0,
         ygap=1,
         hoverongaps=False,
         colorscale=log_scale(dark),
@@ -82,11 +86,14 @@ def channel_sensitivity_chart(
         name="channels",
     )
     if crosses:
+        many = width > _WIDE
+        x, rows = _strips(crosses) if many else zip(*crosses, strict=True)
         figure.add_scatter(
-            x=[place for place, _name in crosses],
-            y=[name for _place, name in crosses],
-            mode="markers",
+            x=list(x),
+            y=[None if row is None else names[row] for row in rows],
+            mode="lines" if many else "markers",
             marker={"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": colours.text}},
+            line={"width": 2, "color": colours.text},
             name=_("goes"),
             hoverinfo="skip",
         )
@@ -108,7 +115,7 @@ def channel_sensitivity_chart(
 
 def channel_plan_chart(
     channels: Mapping[str, int],
-    removed: Mapping[str, Collection[int]],
+    removed: Mapping[str, Collection[int] | int],
     *,
     macs: tuple[int, int] | None = None,
     parameters: tuple[int, int] | None = None,
@@ -119,8 +126,9 @@ def channel_plan_chart(
 ) -> go.Figure:
     """One bar a layer: the channels that stay, and those that go on top of them.
 
-    ``channels``: layer -> how many it has; ``removed``: layer -> which go. ``macs`` and
-    ``parameters``: of the whole model, before and after. ``notes``: why a layer loses none.
+    ``channels``: layer -> how many it has; ``removed``: layer -> which go, or how many.
+    ``macs`` and ``parameters``: of the whole model, before and after. ``notes``: why a layer loses
+    none.
     """
     colours = palette(dark)
     figure = base_figure(dark=dark, height=height, uirevision=uirevision)
@@ -128,11 +136,11 @@ def channel_plan_chart(
         note(figure, _("The plan appears here"), dark=dark)
         return figure
     names = list(channels)
-    gone = np.array([len(removed.get(name, ())) for name in names])
+    gone = np.array([_count(removed.get(name, 0)) for name in names])
     kept = np.array([channels[name] for name in names]) - gone
     reasons = notes or {}
     hover = [
-        f"{escape(name)}<br>{_('keeps')} {stay} {_('of')} {channels[name]}"
+        f"{escape(name)}<br>{_('keeps {left} of {all}').format(left=stay, all=channels[name])}"
         + (f"<br>{escape(reasons[name])}" if name in reasons else "")
         for name, stay in zip(names, kept.tolist(), strict=True)
     ]
@@ -254,6 +262,39 @@ def sparse_weight_chart(
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False)
     return figure
+
+
+def _count(gone: Collection[int] | int) -> int:
+    return gone if isinstance(gone, int) else len(gone)
+
+
+def _gone(
+    given: Collection[int] | int,
+    order: npt.NDArray[np.intp],
+    values: npt.NDArray[np.float64],
+) -> set[int]:
+    """The channels meant by ``given``; ``order`` has the most sensitive first, NaN last."""
+    if not isinstance(given, int):
+        return set(given)
+    known = int(np.isfinite(values).sum())
+    return {int(channel) for channel in order[max(known - given, 0) : known]}
+
+
+def _strips(
+    places: Sequence[tuple[int, int]],
+) -> tuple[list[float | None], list[int | None]]:
+    """Neighbouring (place, row) as horizontal strokes, with a gap after each: their x and y."""
+    x: list[float | None] = []
+    y: list[int | None] = []
+    start = last = (-2, -1)
+    for place, row in [*places, (-2, -1)]:
+        if (place, row) != (last[0] + 1, last[1]):
+            if last[0] >= 0:
+                x += [start[0] - 0.5, last[0] + 0.5, None]
+                y += [last[1], last[1], None]
+            start = (place, row)
+        last = (place, row)
+    return x, y
 
 
 def _decades(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
