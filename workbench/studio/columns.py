@@ -13,9 +13,10 @@ from workbench.engine.files.layer_rules import (
     weight_bits_obstacle,
 )
 from workbench.engine.files.retrain_rules import RETRAIN_TYPES
+from workbench.engine.flows.prune_layers import channel_obstacle
 from workbench.engine.graph.layers import LayerInfo
 
-FLAGS = ("quant_enable", "retrain_enable")
+FLAGS = ("quant_enable", "retrain_enable", "prune_enable")
 """Boolean columns that a click toggles."""
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -27,12 +28,18 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 """Columns with a menu, and what the engine of this version can do in each."""
 
-NUMBERS = {"dmq": (0.2, 0.8)}
-"""Number columns and their range; 0 stands for "not used"."""
+NUMBERS = {"dmq": (0.2, 0.8), "prune_ratio": (0.0, 1.0)}
+"""Number columns and their range; of ``dmq`` 0 stands for "not used"."""
+
+PRUNE = ("prune_enable", "prune_ratio")
+"""Columns of channel pruning, which has its own reasons why a layer cannot take part."""
+
+DEFAULT_RATIO = 0.2
+"""``prune_ratio`` of a layer before anybody sets one, as chapter 40 section 2.1 recommends."""
 
 EDITABLE = (*FLAGS, *OPTIONS, *NUMBERS)
 
-MEASURED = ("cosine", "error", "sqnr", "accumulated_error", "weight_range")
+MEASURED = ("cosine", "error", "sqnr", "accumulated_error", "weight_range", "prune_sensitivity")
 
 COLUMNS = (
     "name",
@@ -56,6 +63,8 @@ def checked(column: str, value: Any) -> Any:
         if not isinstance(value, bool) and type(value).__name__ != "bool":
             raise WrongType(f"{value!r} is not true or false", where=column)
         return bool(value)
+    if column == "prune_ratio":
+        return _ratio(value)
     if column in NUMBERS:
         return _number(column, value)
     if column not in OPTIONS:
@@ -90,6 +99,20 @@ def _number(column: str, value: Any) -> float:
     return number
 
 
+def _ratio(value: Any) -> float:
+    """``value`` as a share of channels, the ends excluded."""
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise WrongType(f"{value!r} is not a number", where="prune_ratio")
+    ratio = float(value)
+    if not 0.0 < ratio < 1.0:
+        raise WrongValue(
+            f"{ratio:g} is not allowed",
+            where="prune_ratio",
+            hint="Allowed: above 0 and below 1; to keep all channels turn prune_enable off.",
+        )
+    return ratio
+
+
 def trainable(layer: LayerInfo) -> bool:
     """Whether quantisation-aware training handles a layer."""
     return layer.eligible and layer.type in RETRAIN_TYPES and layer.type not in RECURRENT
@@ -97,6 +120,8 @@ def trainable(layer: LayerInfo) -> bool:
 
 def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     """Why a layer cannot have ``value`` in ``column``; empty if it can."""
+    if column in PRUNE:
+        return channel_obstacle(layer) if value else ""
     if not layer.eligible:
         return layer.reason or "the layer cannot be quantised"
     if column == "retrain_enable" and value and not trainable(layer):

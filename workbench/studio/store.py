@@ -17,20 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import WrongValue
 from workbench.engine.graph.layers import LayerInfo
-from workbench.studio.columns import EDITABLE, trainable
+from workbench.studio.columns import DEFAULT_RATIO, EDITABLE, trainable
 from workbench.studio.errors import NotWritable
 from workbench.studio.measurements import Measurement, read_measurements, write_measurements
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.cost import Cost
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _INSPECTIONS = (
     "CREATE TABLE IF NOT EXISTS inspections (name TEXT PRIMARY KEY, time REAL NOT NULL, "
     "facts TEXT NOT NULL, data BLOB NOT NULL)"
 )
 _PROFILES = "CREATE TABLE IF NOT EXISTS profiles (name TEXT PRIMARY KEY, data BLOB NOT NULL)"
+_CHANNELS = "CREATE TABLE IF NOT EXISTS channels (name TEXT PRIMARY KEY, data BLOB NOT NULL)"
+_PRUNING = (
+    "prune_enable INTEGER NOT NULL DEFAULT 0",
+    f"prune_ratio REAL NOT NULL DEFAULT {DEFAULT_RATIO}",
+)
 _OUTCOMES = (
     "CREATE TABLE IF NOT EXISTS outcomes (job INTEGER PRIMARY KEY, facts TEXT, "
     "deleted INTEGER NOT NULL DEFAULT 0)"
@@ -45,7 +50,8 @@ CREATE TABLE layers (idx INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, info TE
 CREATE TABLE configuration (idx INTEGER PRIMARY KEY, quant_enable INTEGER, retrain_enable INTEGER,
                             act_algo TEXT, wts_algo TEXT, channel_wise INTEGER,
                             act_bits INTEGER, wts_bits INTEGER,
-                            dmq REAL NOT NULL DEFAULT 0);
+                            dmq REAL NOT NULL DEFAULT 0,
+                            {", ".join(_PRUNING)});
 CREATE TABLE edits (id INTEGER PRIMARY KEY AUTOINCREMENT, label TEXT, cells TEXT NOT NULL,
                     undone INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE changes (revision INTEGER PRIMARY KEY, cells TEXT NOT NULL);
@@ -74,6 +80,7 @@ CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, pid_cre
                      heartbeat REAL);
 {_INSPECTIONS};
 {_PROFILES};
+{_CHANNELS};
 {_OUTCOMES};
 """
 
@@ -87,6 +94,7 @@ _ADDED = {
         ("trials", "bops REAL"),
         ("trials", "settings TEXT"),
     ),
+    6: tuple(("configuration", column) for column in _PRUNING),
 }
 """Columns (table, definition) that came with a version after the first."""
 
@@ -142,6 +150,7 @@ class Store:
                         connection.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
             connection.execute(_INSPECTIONS)
             connection.execute(_PROFILES)
+            connection.execute(_CHANNELS)
             connection.execute(_OUTCOMES)
             connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
 
@@ -317,7 +326,8 @@ class Store:
                 ],
             )
             connection.executemany(
-                "INSERT OR IGNORE INTO configuration "
+                "INSERT OR IGNORE INTO configuration (idx, quant_enable, retrain_enable, act_algo, "
+                "wts_algo, channel_wise, act_bits, wts_bits, dmq) "
                 "VALUES (?, ?, ?, 'ifmr', 'arq_quantize', ?, 8, 8, 0)",
                 [
                     (
@@ -406,6 +416,7 @@ class Store:
             connection.execute("DELETE FROM trials")
             connection.execute("DELETE FROM inspections")
             connection.execute("DELETE FROM profiles")
+            connection.execute("DELETE FROM channels")
             connection.execute(
                 "INSERT OR REPLACE INTO outcomes "
                 "SELECT id, NULL, 1 FROM jobs WHERE active IS NULL"
@@ -416,6 +427,7 @@ class Store:
                     "figures": {}, "ranking": [], "bracket": None, "exports": None,
                     "record_hash": "", "inspected": {}, "search": None, "training": None,
                     "formats": [], "ways": {}, "quantized": None,
+                    "pruning": None, "decomposition": None, "shrunk": None,
                 },
             )  # fmt: skip
 
@@ -431,7 +443,7 @@ class Store:
         return read_measurements(self.connection, since)
 
 
-BOOLEAN = ("quant_enable", "retrain_enable", "channel_wise")
+BOOLEAN = ("quant_enable", "retrain_enable", "prune_enable", "channel_wise")
 
 
 def put_meta(connection: sqlite3.Connection, values: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.columns import COLUMNS, EDITABLE, NUMBERS
 from workbench.studio.measurements import Measurement, settings_key
+from workbench.studio.pruning_state import PruningState, mean_sensitivity
 from workbench.studio.store import BOOLEAN, Cells
 
 Measured = Mapping[tuple[str, str], Measurement]
@@ -47,6 +48,7 @@ def build_table(
     data["weight_range"] = np.array(
         [np.nan if value is None else value for value in weight_ranges], dtype=np.float64
     )
+    data["prune_sensitivity"] = nan.copy()
     data["state"] = _states(data["eligible"], data["quant_enable"])
     data["pin"] = ""
     table = with_pins(pd.DataFrame(data, columns=list(COLUMNS)), pins)
@@ -70,6 +72,15 @@ def with_pins(table: pd.DataFrame, pins: Mapping[str, bool]) -> pd.DataFrame:
     words = {True: "quantised", False: "float", None: ""}
     pinned = [words[pins.get(str(name))] for name in table["name"]]
     return table.assign(pin=np.array(pinned, dtype=object))
+
+
+def with_sensitivity(table: pd.DataFrame, pruning: PruningState | None) -> pd.DataFrame:
+    """A new table whose column ``prune_sensitivity`` is the mean of each layer's channels."""
+    if table.empty:
+        return table
+    known = mean_sensitivity(pruning)
+    values = [known.get(str(name), np.nan) for name in table["name"]]
+    return table.assign(prune_sensitivity=np.array(values, dtype=np.float64))
 
 
 def with_measurements(

@@ -18,19 +18,28 @@ def prune_layers(captured: Captured, *, compat: bool = False) -> dict[str, Prune
     found = {}
     for name, info in captured.layers.items():
         kind = family(modules[name])
-        general = _general_obstacle(modules[name], kind, info)
-        channel = general or _depthwise(info, compat=compat)
+        general = _general_obstacle(kind, info)
         found[name] = PruneLayer(
             name=name,
             type=kind,
-            channel=channel or _type_obstacle(kind, channel_types(compat=compat)),
+            channel=_channel_obstacle(info, kind, compat=compat),
             selective=general or _computed(modules[name]) or _type_obstacle(kind, SELECTIVE_TYPES),
             quant=info.eligible,
         )
     return found
 
 
-def _general_obstacle(module: nn.Module, kind: str, info: LayerInfo) -> str:
+def channel_obstacle(info: LayerInfo) -> str:
+    """Why a layer's output channels cannot be removed, as far as the layer alone says it."""
+    return _channel_obstacle(info, info.type, compat=False)
+
+
+def _channel_obstacle(info: LayerInfo, kind: str, *, compat: bool) -> str:
+    general = _general_obstacle(kind, info) or _depthwise(info, compat=compat)
+    return general or _type_obstacle(kind, channel_types(compat=compat))
+
+
+def _general_obstacle(kind: str, info: LayerInfo) -> str:
     if info.calls == 0:
         return "it is never executed in the forward pass"
     if info.calls > 1:

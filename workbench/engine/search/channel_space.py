@@ -37,9 +37,12 @@ class LayerCost:
 
     def bitops(self, cin: float, cout: float) -> float:
         """Bit-operations with ``cin`` and ``cout`` channels left."""
-        share = cout / self.cout
-        products = self.products * share * (1 if self.depthwise else cin / self.cin)
-        return (2 * products + (self.has_bias - 1) * self.outputs * share) * self.bits
+        outputs = self.outputs * cout / self.cout
+        return (2 * self.left(cin, cout) + (self.has_bias - 1) * outputs) * self.bits
+
+    def left(self, cin: float, cout: float) -> float:
+        """Multiply-accumulates with ``cin`` and ``cout`` channels left."""
+        return self.products * cout / self.cout * (1 if self.depthwise else cin / self.cin)
 
 
 def layer_costs(captured: Captured, *, compat: bool = False) -> dict[str, LayerCost]:
