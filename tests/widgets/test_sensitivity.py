@@ -116,7 +116,7 @@ def test_a_box_makes_all_its_layers_the_same(session: Session, points: Any) -> N
 
 def test_the_line_and_what_lies_beyond(session: Session) -> None:
     chart = SensitivityChart(session)
-    assert chart.skip.description == "1 below: skip them"
+    assert chart.skip.description == "1 below: skip it"
     chart.figure.layout.shapes[0].update(y0=0.5, y1=0.5)  # as a drag in the browser does
     assert chart.threshold.value == 0.5
     assert chart.skip.disabled

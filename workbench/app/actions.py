@@ -9,12 +9,12 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
-from workbench.app.job_notice import job_title
+from workbench.app.i18n import _, said
 from workbench.app.search_settings import SearchSettings
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, SEARCH_TAB, WindowState
 from workbench.charts import formats
+from workbench.charts.words import job_state, job_title
 from workbench.studio.session import Session
 from workbench.studio.state import JobState
 
@@ -22,14 +22,13 @@ from workbench.studio.state import JobState
 def progress_text(job: JobState) -> str:
     """``Analysing 12 of 30 · 8 s left``, as far as it is known."""
     text = job_title(job.kind)
-    if job.state == "queued":
-        return f"{text} · {_('waiting for the worker')}"
-    if job.state == "paused":
-        return f"{text} · {_('paused')}"
+    if job.state in ("queued", "paused"):
+        return f"{text} · {job_state(job.state)}"
     if job.total:
-        text += f" {job.done} {_('of')} {job.total}"
+        text = _("{job} {n} of {m}").format(job=text, n=job.done, m=job.total)
     if job.seconds_left is not None:
-        text += f" · {formats.duration(job.seconds_left)} {_('left')}"
+        left = _("{time} left").format(time=formats.duration(job.seconds_left))
+        text += f" · {left}"
     elif job.started:
         text += f" · {formats.duration(time.time() - job.started)}"
     return text
@@ -87,7 +86,7 @@ class Actions(View):
         self.running.visible = active
         if job is not None and active:
             self.text.fill(
-                f'<span role="status" title="{escape(job.message)}">'
+                f'<span role="status" title="{escape(said(job.message))}">'
                 f"{escape(progress_text(job))}</span>"
             )
             known = bool(job.total) or job.state == "paused"

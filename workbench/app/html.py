@@ -7,7 +7,7 @@ from typing import Any
 
 import panel as pn
 
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.style import CSS, VARIABLES
 from workbench.studio.state import ErrorText
 
@@ -30,9 +30,9 @@ class ThemedHTML(pn.pane.HTML):
 
 def failure(error: ErrorText) -> str:
     """What happened in one sentence, what to do next, and the details folded away."""
-    text = f'<div class="wb-notice" role="alert"><b>✕ {escape(error.summary)}</b>'
+    text = f'<div class="wb-notice" role="alert"><b>✕ {escape(said(error.summary))}</b>'
     if error.hint:
-        text += f"<br>{escape(error.hint)}"
+        text += f"<br>{escape(said(error.hint))}"
     if error.details:
         text += (
             f"<details><summary>{escape(_('Details'))}</summary>"

@@ -8,22 +8,8 @@ from workbench.app.html import ThemedHTML, escape, failure, notice
 from workbench.app.i18n import _
 from workbench.app.view import View
 from workbench.app.window import WindowState
+from workbench.charts.words import job_title
 from workbench.studio.session import Session
-
-
-def job_title(kind: str) -> str:
-    """A job's kind as a person calls it."""
-    return {
-        "open": _("Opening the model"),
-        "analyse": _("Analysing"),
-        "inspect": _("Comparing"),
-        "search": _("Searching"),
-        "train": _("Training"),
-        "formats": _("Measuring formats"),
-        "quantize": _("Quantising"),
-        "evaluate": _("Evaluating"),
-        "export": _("Exporting"),
-    }.get(kind, kind)
 
 
 class JobNotice(View):
@@ -44,7 +30,9 @@ class JobNotice(View):
                 text = failure(job.error)
             elif job.state == "cancelled":
                 text = notice(
-                    job_title(job.kind) + ": " + _("cancelled. What was finished is kept.")
+                    _("{job}: cancelled. What was finished is kept.").format(
+                        job=job_title(job.kind)
+                    )
                 )
             elif job.kind == "open" and job.active:
                 text = f'<div class="wb-info" role="status">{escape(job_title("open"))} …</div>'

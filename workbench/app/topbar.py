@@ -61,9 +61,13 @@ def readouts(summary: Summary) -> str:
             formats.ratio(summary.bops_float, summary.bops_current),
             "wb-muted",
         ),
-        _readout(_("quantised"), "", f"{summary.quantized} {_('of')} {summary.eligible}", "", ""),
+        _readout(_("quantised"), "", _of(summary), "", ""),
     ]
     return f'<dl class="wb-readouts" aria-live="polite">{"".join(parts)}</dl>'
+
+
+def _of(summary: Summary) -> str:
+    return _("{n} of {m}").format(n=summary.quantized, m=summary.eligible)
 
 
 class TopBar(View):

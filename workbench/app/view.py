@@ -10,6 +10,7 @@ import param
 from panel.io import hold
 from panel.viewable import Viewer
 
+from workbench.app.i18n import error_text
 from workbench.app.window import WindowState
 from workbench.engine.errors import WorkbenchError
 from workbench.studio.session import Session
@@ -67,7 +68,7 @@ class View(Viewer):
             with hold():  # one message for all views, and one redraw
                 action()
         except WorkbenchError as error:
-            self.window.notice = str(error)
+            self.window.notice = error_text(error)
             return False
         return True
 

@@ -20,11 +20,6 @@ COLUMNS = ("label", "what", "scale", "offset", "error", "sqnr", "seconds", "stat
 
 def comparison_frame(found: Sequence[Alternative], in_use: Sequence[bool]) -> pd.DataFrame:
     """One row an alternative. ``state``: ``●`` in use, ``★`` the smallest error of its kind."""
-    kinds = {
-        "activation": _("activation"),
-        "balance": _("activation, balanced"),
-        "weight": _("weights"),
-    }
     best = set()
     for group in (("activation", "balance"), ("weight",)):
         alike = [one for one in found if one.kind in group and _comparable(one)]
@@ -33,7 +28,7 @@ def comparison_frame(found: Sequence[Alternative], in_use: Sequence[bool]) -> pd
     rows = [
         (
             label_text(one.label),
-            kinds.get(one.kind, one.kind),
+            kind_text(one.kind),
             scale_text(one),
             str(one.offset) if not one.trouble else formats.UNKNOWN,
             f"{one.error:.2e}" if math.isfinite(one.error) else formats.UNKNOWN,
@@ -44,6 +39,15 @@ def comparison_frame(found: Sequence[Alternative], in_use: Sequence[bool]) -> pd
         for one, used in zip(found, in_use, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def kind_text(kind: str) -> str:
+    """What a way quantises."""
+    return {
+        "activation": _("activation"),
+        "balance": _("activation, balanced"),
+        "weight": _("weights"),
+    }.get(kind, kind)
 
 
 def label_text(label: str) -> str:

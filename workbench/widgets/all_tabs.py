@@ -9,6 +9,7 @@ import ipywidgets as w
 import traitlets
 
 from workbench.charts import formats
+from workbench.charts.text import _
 from workbench.widgets.export_panel import ExportPanel
 from workbench.widgets.formats_panel import FormatsPanel
 from workbench.widgets.inspector import LayerInspector
@@ -31,7 +32,7 @@ class Workbench(SessionView):
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
         self.analyse = button(
-            "Analyse", lambda: self.act(lambda: session.analyse(wait=False)), style="primary"
+            _("Analyse"), lambda: self.act(lambda: session.analyse(wait=False)), style="primary"
         )
         self.bar = JobBar(session, kinds=("open", "analyse", "evaluate"))
         self.chart = SensitivityChart(session, dark=dark)
@@ -53,7 +54,15 @@ class Workbench(SessionView):
                 self.export,
                 self.graph,
             ],
-            titles=["Layers", "Inspect", "Search", "Train", "Formats", "Export", "Graph"],
+            titles=[
+                _("Layers"),
+                _("Inspect"),
+                _("Search"),
+                _("Train"),
+                _("Formats"),
+                _("Export"),
+                _("Graph"),
+            ],
         )
         super().__init__(session, [self.summary, self.tabs])
         # The layer a user points at is the same in table, chart and graph.
@@ -85,17 +94,18 @@ class Workbench(SessionView):
 def summary_html(summary: Summary) -> str:
     """The live figures of a session in one line of HTML."""
     name = summary.metric_name
-    predicted = " (predicted)" if summary.metric_is_prediction else ""
+    predicted = f" ({_('predicted')})" if summary.metric_is_prediction else ""
     parts = [
         f"<b>{html.escape(summary.model)}</b>",
         html.escape(summary.data),
-        f"{html.escape(name or 'metric')} {formats.metric(summary.metric_float, name)} → "
+        f"{html.escape(formats.metric_title(name) or _('metric'))} "
+        f"{formats.metric(summary.metric_float, name)} → "
         f"<b>{formats.metric(summary.metric_current, name)}</b>{predicted} "
         f"{formats.metric_delta(summary.metric_float, summary.metric_current, name)}",
         f"{formats.size(summary.size_float)} → <b>{formats.size(summary.size_current)}</b> "
         f"{formats.ratio(summary.size_float, summary.size_current)}",
         f"{formats.bit_operations(summary.bops_float)} → "
         f"<b>{formats.bit_operations(summary.bops_current)}</b>",
-        f"{summary.quantized} of {summary.eligible} layers quantised",
+        _("{n} of {m} layers quantised").format(n=summary.quantized, m=summary.eligible),
     ]
     return f'<div class="wb-note">{" · ".join(part for part in parts if part)}</div>'

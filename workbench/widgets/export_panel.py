@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import ipywidgets as w
 
 from workbench.charts import formats
+from workbench.charts.spoken import said
+from workbench.charts.text import _
+from workbench.charts.words import file_title
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
 
@@ -22,14 +25,14 @@ class ExportPanel(SessionView):
 
     def __init__(self, session: Session) -> None:
         self.prefix = w.Text(
-            placeholder="folder/name (empty: in the project)", description="save as"
+            placeholder=_("folder/name (empty: in the project)"), description=_("save as")
         )
         self.prefix.layout.width = "380px"
-        self.export = button("Export", self._export, style="primary")
+        self.export = button(_("Export"), self._export, style="primary")
         self.bar = JobBar(session, kinds=("export", "evaluate"))
         self.result = w.HTML()
         self.script = w.HTML()
-        self._script = w.Accordion([self.script], titles=["Python script of this session"])
+        self._script = w.Accordion([self.script], titles=[_("Python script of this session")])
         super().__init__(
             session, [w.HBox([self.prefix, self.export]), self.bar, self.result, self._script]
         )
@@ -57,7 +60,9 @@ class ExportPanel(SessionView):
     def refresh(self) -> None:
         result = self.session.exports
         if result is None:
-            self.result.value = '<span class="wb-note">Nothing is exported yet.</span>'
+            self.result.value = (
+                f'<span class="wb-note">{html.escape(_("Nothing is exported yet."))}</span>'
+            )
         else:
             self.result.value = export_html(result, self.session.summary.metric_name)
 
@@ -72,19 +77,19 @@ def export_html(result: ExportResult, metric_name: str) -> str:
             if file.latency_spread_ms is not None:
                 speed += f" ± {file.latency_spread_ms:.2f}"
         lines.append(
-            f"<tr><td>{html.escape(file.kind)}</td>"
+            f"<tr><td>{html.escape(file_title(file.kind))}</td>"
             f'<td title="{html.escape(file.path)}">{html.escape(Path(file.path).name)}</td>'
             f"<td>{formats.size(file.bytes)}</td><td>{file.ratio:.2f}×</td>"
             f"<td>{formats.metric(file.metric, metric_name)}</td><td>{speed}</td></tr>"
         )
     parity = "".join(
         f'<div class="{"wb-good" if line.ok else "wb-bad"}">{"✓" if line.ok else "✗"} '
-        f"{html.escape(line.text)}</div>"
+        f"{html.escape(said(line.text))}</div>"
         for line in result.parity
     )
-    return (
-        '<table class="wb-table"><tr><th></th><th>file</th><th>size</th><th>smaller</th>'
-        f"<th>{html.escape(metric_name or 'metric')}</th><th>latency</th></tr>"
-        + "".join(lines)
-        + f"</table>{parity}"
-    )
+    titles = (
+        "", _("file"), _("size"), _("smaller"), formats.metric_title(metric_name) or _("metric"),
+        _("latency"),
+    )  # fmt: skip
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    return f'<table class="wb-table"><tr>{head}</tr>' + "".join(lines) + f"</table>{parity}"

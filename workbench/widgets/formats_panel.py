@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
+from workbench.charts.text import N_, _, ngettext
 from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import error_series, format_columns, loudest
 from workbench.widgets import figures
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 SHOWN = ("int8", "float8", "int4", "int4 g32", "mxfp4")
 MOST_LAYERS = 24
 FLOAT_TYPES = (
-    ("float type as it is", "keep"), ("cast to bfloat16", "bfloat16"),
-    ("cast to float16", "float16"), ("as it is, any format", "any"),
+    (N_("float type as it is"), "keep"), (N_("cast to bfloat16"), "bfloat16"),
+    (N_("cast to float16"), "float16"), (N_("as it is, any format"), "any"),
 )  # fmt: skip
 
 
@@ -42,17 +43,19 @@ class FormatsPanel(SessionView):
         self.dark = dark
         self._by_format = ways_by_format()
         self._proposed = False
-        self.measure = button("Measure formats", self._measure)
+        self.measure = button(_("Measure formats"), self._measure)
         self.format = w.Dropdown(options=list(self._by_format), value="int8/int8")
         self.format.layout.width = "150px"
         self.algorithm = w.Dropdown()
         self.algorithm.layout.width = "130px"
-        self.apply = button("Use", self._apply, tip="For the marked layers, or all it takes")
-        self.float_type = w.Dropdown(options=FLOAT_TYPES, value="keep")
+        self.apply = button(_("Use"), self._apply, tip=_("For the marked layers, or all it takes"))
+        self.float_type = w.Dropdown(
+            options=[(_(title), kind) for title, kind in FLOAT_TYPES], value="keep"
+        )
         self.float_type.layout.width = "180px"
-        self.start = button("Quantise and measure", self._start, style="primary")
+        self.start = button(_("Quantise and measure"), self._start, style="primary")
         self.bar = JobBar(session, kinds=("formats", "quantize"))
-        self.layers = w.SelectMultiple(description="layers", rows=6)
+        self.layers = w.SelectMultiple(description=_("layers"), rows=6)
         self.layers.layout.width = "620px"
         self.note = w.HTML()
         self.table = w.HTML(layout=w.Layout(max_height="300px", overflow="auto"))
@@ -162,7 +165,7 @@ class FormatsPanel(SessionView):
         text = program_text(configs, self.float_type.value)
         self.config.value = f'<pre class="wb-script">{html.escape(text)}</pre>' if text else ""
         if not len(self.session.formats):
-            words = (
+            words = _(
                 "Measure formats rounds each layer alone in every number format and looks for "
                 "input channels that stand out."
             )
@@ -175,12 +178,24 @@ class FormatsPanel(SessionView):
         if not obstacles:
             return ""
         count = sum(len(names) for names in obstacles.values())
-        made = f"{', '.join(obstacles)}: not made for this float type. "
+        names = ", ".join(obstacles)
         if self.float_type.value == "keep":
-            return f"{made}{count} layers would stay float: choose a cast."
+            return ngettext(
+                "{formats}: not made for this float type. {n} layer would stay float: "
+                "choose a cast.",
+                "{formats}: not made for this float type. {n} layers would stay float: "
+                "choose a cast.",
+                count,
+            ).format(formats=names, n=count)
         if self.float_type.value == "any":
-            return f"{made}They are quantised all the same, as this float type runs here."
-        return f"{made}The weights are cast to {self.float_type.value} first, in a copy."
+            return _(
+                "{formats}: not made for this float type. They are quantised all the same, as "
+                "this float type runs here."
+            ).format(formats=names)
+        return _(
+            "{formats}: not made for this float type. The weights are cast to {type} first, in "
+            "a copy."
+        ).format(formats=names, type=self.float_type.value)
 
 
 def table_html(table: pd.DataFrame, ways: dict[str, str]) -> str:
@@ -188,7 +203,9 @@ def table_html(table: pd.DataFrame, ways: dict[str, str]) -> str:
     if not len(table):
         return ""
     columns = format_columns(table)
-    titles = ("layer", "quantise as", *columns, "W8A8", "smoothed", "outlier")
+    titles = (
+        _("layer"), _("quantise as"), *columns, "W8A8", _("smoothed"), _("outlier"),
+    )  # fmt: skip
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     lines = []
     for row in table.to_dict("records"):
@@ -205,13 +222,13 @@ def result_html(found: QuantizedModel | None, metric_name: str) -> str:
     """The metric before and after ``convert``, sizes and what stayed float."""
     if found is None:
         return ""
-    title = html.escape(formats.metric_title(metric_name) or "metric")
+    title = html.escape(formats.metric_title(metric_name) or _("metric"))
     figures_ = " → ".join(
         f"{label} {formats.metric(value, metric_name)}"
         for label, value in (
-            ("float", found.metric_float),
-            ("calibrated", found.metric_calibrated),
-            ("converted", found.metric_converted),
+            (_("float"), found.metric_float),
+            (_("calibrated"), found.metric_calibrated),
+            (_("converted"), found.metric_converted),
         )
     )
     left = "".join(
@@ -219,11 +236,12 @@ def result_html(found: QuantizedModel | None, metric_name: str) -> str:
         for layer in found.left
     )
     return (
-        f'<div class="wb-note"><span class="wb-good">✓ quantised</span>: {title} {figures_} · '
+        f'<div class="wb-note"><span class="wb-good">✓ {_("quantised")}</span>: '
+        f"{title} {figures_} · "
         f"{formats.size(found.bytes_float)} → <b>{formats.size(found.bytes_converted)}</b> "
         f"{formats.ratio(found.bytes_float, found.bytes_converted)} · "
         f"{html.escape(found.folder)}</div>"
-        + (f'<div class="wb-note">Stayed float:</div><table class="wb-table">{left}</table>'
+        + (f'<div class="wb-note">{_("Stayed float:")}</div><table class="wb-table">{left}</table>'
            if left else "")
     )  # fmt: skip
 

@@ -15,6 +15,8 @@ from workbench.charts import (
     output_scatter,
     weight_range_chart,
 )
+from workbench.charts.comparison import kind_text, label_text
+from workbench.charts.text import N_, _
 from workbench.studio.inspections import in_use
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 HEIGHT = 230
 # A figure made while it is hidden cannot ask for its room: three small ones stand below a wide one.
 WIDE, SMALL = 930, 310
+EMPTY = N_(
+    "Press Compare: it quantises this layer alone with every algorithm and measures what each "
+    "does to its output."
+)
 
 
 class LayerInspector(SessionView):
@@ -41,25 +47,24 @@ class LayerInspector(SessionView):
         self.dark = dark
         self._inspection: Inspection | None = None
         self._drawn: tuple[Any, ...] = ()
-        self.layer = w.Dropdown(options=self._names(), description="layer")
+        self.layer = w.Dropdown(options=self._names(), description=_("layer"))
         self.layer.layout.width = "380px"
         if layer is not None:
             session.row(layer)  # says so when there is no such layer
             self.layer.value = layer if layer in self.layer.options else None
-        self.compare = button("Compare", self._start, style="primary")
-        self.ada = w.Checkbox(value=False, indent=False, description="learn the rounding too (ADA)")
+        self.compare = button(_("Compare"), self._start, style="primary")
+        self.ada = w.Checkbox(
+            value=False, indent=False, description=_("learn the rounding too (ADA)")
+        )
         self.ada.layout.width = "220px"
-        self.steps = w.BoundedIntText(value=1000, min=1, max=10**6, description="steps")
+        self.steps = w.BoundedIntText(value=1000, min=1, max=10**6, description=_("steps"))
         self.steps.layout.width = "170px"
         self.bar = JobBar(session, kinds=("inspect",))
-        self.empty = w.HTML(
-            '<span class="wb-note">Press Compare: it quantises this layer alone with every '
-            "algorithm and measures what each does to its output.</span>"
-        )
+        self.empty = w.HTML(f'<span class="wb-note">{html.escape(_(EMPTY))}</span>')
         self.table = w.HTML()
-        self.choice = w.Dropdown(description="use")
+        self.choice = w.Dropdown(description=_("use"))
         self.choice.layout.width = "380px"
-        self.use = button("Use this", self._use)
+        self.use = button(_("Use this"), self._use)
         self._figures = [go.Figure() for _ in range(4)]
         self.charts = [figures.live(figure) for figure in self._figures]
         self.results = w.VBox(
@@ -123,7 +128,7 @@ class LayerInspector(SessionView):
         used = [in_use(one.settings, row) for one in found.alternatives]
         self.table.value = table_html(found, used)
         options = [
-            (f"{one.label} ({one.kind})", index)
+            (f"{label_text(one.label)} ({kind_text(one.kind)})", index)
             for index, (one, now) in enumerate(zip(found.alternatives, used, strict=True))
             if one.settings and not now and not one.trouble
         ]
@@ -150,7 +155,9 @@ class LayerInspector(SessionView):
 def table_html(found: Inspection, used: list[bool]) -> str:
     """The alternatives as an HTML table."""
     frame = comparison_frame(found.alternatives, used)
-    titles = ("algorithm", "of", "scale", "offset", "1 − cos", "SQNR", "time", "")
+    titles = (
+        _("algorithm"), _("of"), _("scale"), _("offset"), "1 − cos", "SQNR", _("time"), "",
+    )  # fmt: skip
     head = "".join(f"<th>{title}</th>" for title in titles)
     lines = [
         "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"

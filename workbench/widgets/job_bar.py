@@ -8,34 +8,28 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from workbench.charts import formats
+from workbench.charts.spoken import said
+from workbench.charts.text import _
+from workbench.charts.words import job_state, job_title
+from workbench.studio.state import JOB_KINDS
 from workbench.widgets.view import SessionView, button
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
     from workbench.studio.state import JobState
 
-TITLES = {
-    "open": "Opening",
-    "analyse": "Analysing",
-    "inspect": "Comparing",
-    "search": "Searching",
-    "train": "Training",
-    "formats": "Measuring formats",
-    "quantize": "Quantising",
-    "evaluate": "Evaluating",
-    "export": "Exporting",
-}
-
 
 class JobBar(SessionView):
     """Progress bar of the session's job; empty while there is none."""
 
-    def __init__(self, session: Session, kinds: tuple[str, ...] = tuple(TITLES)) -> None:
+    def __init__(self, session: Session, kinds: tuple[str, ...] = JOB_KINDS) -> None:
         self.kinds = kinds
         self.bar = w.IntProgress(min=0, max=1)
         self.bar.layout.width = "260px"
         self.label = w.HTML()
-        self.cancel = button("Cancel", self._cancel, tip="Stop the job; what is finished is kept")
+        self.cancel = button(
+            _("Cancel"), self._cancel, tip=_("Stop the job; what is finished is kept")
+        )
         self.line = w.HBox([self.bar, self.label, self.cancel])
         super().__init__(session, [self.line])
         self.watch(self.refresh, "job")
@@ -64,21 +58,19 @@ class JobBar(SessionView):
 
 def job_text(job: JobState) -> str:
     """One line of HTML that says where a job stands."""
-    title = TITLES.get(job.kind, job.kind)
+    title = job_title(job.kind)
     if job.error is not None:
-        hint = f" {html.escape(job.error.hint)}" if job.error.hint else ""
-        return f'<span class="wb-bad">{html.escape(job.error.summary)}</span>{hint}'
-    if job.state == "queued":
-        return f"{title}: waiting to start"
+        hint = f" {html.escape(said(job.error.hint))}" if job.error.hint else ""
+        return f'<span class="wb-bad">{html.escape(said(job.error.summary))}</span>{hint}'
     if job.state != "running":
-        return f"{title}: {job.state}"
+        return f"{title}: {job_state(job.state)}"
     parts = [title]
     if job.message:
-        parts.append(html.escape(job.message))
+        parts.append(html.escape(said(job.message)))
     if job.total:
         parts.append(f"{100 * job.done // job.total} %")
     if job.seconds_left is not None:
-        parts.append(f"{formats.duration(job.seconds_left)} left")
+        parts.append(_("{time} left").format(time=formats.duration(job.seconds_left)))
     return " · ".join(parts)
 
 

@@ -13,6 +13,7 @@ import traitlets
 
 from workbench import netron_server
 from workbench.charts.sensitivity import bar_states
+from workbench.charts.text import _
 from workbench.charts.theme import palette
 from workbench.netron_server import model_url
 from workbench.widgets.polling import clock
@@ -78,7 +79,9 @@ class NetronView(anywidget.AnyWidget):
         path = files.get(self.kind)
         if path is None or not Path(path).is_file():
             self.url = ""
-            self.note = f"No {self.kind} file is exported yet. Export, and its graph appears here."
+            self.note = _(
+                "No {kind} file is exported yet. Export, and its graph appears here."
+            ).format(kind=self.kind)
             return
         # The same address with new contents must load again: Netron is told by a changed URL.
         self.url = f"{model_url(path)}&v={Path(path).stat().st_mtime_ns}"

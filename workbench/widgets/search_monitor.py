@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import ipywidgets as w
 
 from workbench.charts import bracket_strip, formats, pareto_chart, search_chart
+from workbench.charts.text import N_, _
+from workbench.charts.words import trial_kinds
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 NEWEST = 10
 STRATEGIES = ("Recover", "BinarySearch", "BinarySearchVerified", "Greedy", "Pareto")
-COSTS = (("size", "size"), ("bit-operations", "bops"), ("latency", "latency"))
+COSTS = ((N_("size"), "size"), (N_("bit-operations"), "bops"), (N_("latency"), "latency"))
 
 
 class SearchMonitor(SessionView):
@@ -33,18 +35,22 @@ class SearchMonitor(SessionView):
         self.session = session
         self.dark = dark
         self.max_loss = w.BoundedFloatText(
-            value=max_loss, min=0.0, max=1e9, step=0.001, description="max loss"
+            value=max_loss, min=0.0, max=1e9, step=0.001, description=_("max loss")
         )
         self.max_loss.layout.width = "180px"
         self.strategy = w.Dropdown(options=STRATEGIES, value=STRATEGIES[0])
         self.strategy.layout.width = "170px"
-        self.start = button("Auto-calibrate", self._start, style="primary")
-        self.pause = button("Pause", self._pause_or_resume, tip="Hold the search, or let it go on")
+        self.start = button(_("Auto-calibrate"), self._start, style="primary")
+        self.pause = button(
+            _("Pause"), self._pause_or_resume, tip=_("Hold the search, or let it go on")
+        )
         self.accept = button(
-            "Accept best so far", self._accept, tip="Stop, and take the best passing trial"
+            _("Accept best so far"), self._accept, tip=_("Stop, and take the best passing trial")
         )
         self.bar = JobBar(session, kinds=("search",))
-        self.cost = w.ToggleButtons(options=COSTS, value="size")
+        self.cost = w.ToggleButtons(
+            options=[(_(title), cost) for title, cost in COSTS], value="size"
+        )
         self.cost.style.button_width = "auto"
         self._figures = self._build()
         self.chart, self.pareto, self.strip = (figures.live(figure) for figure in self._figures)
@@ -89,7 +95,7 @@ class SearchMonitor(SessionView):
         self.start.disabled = active
         self.pause.disabled = not searching
         paused = searching and job is not None and job.state == "paused"
-        self.pause.description = "Resume" if paused else "Pause"
+        self.pause.description = _("Resume") if paused else _("Pause")
         own = self.session.trials["job"] == (job.id if job is not None else 0)
         self.accept.disabled = not (
             searching and own.any() and self.session.best_float_layers is not None
@@ -98,7 +104,7 @@ class SearchMonitor(SessionView):
     def _build(self) -> tuple[go.Figure, go.Figure, go.Figure]:
         session = self.session
         summary = session.summary
-        name = summary.metric_name or "metric"
+        name = summary.metric_name or _("metric")
         return (
             search_chart(
                 session.trials,
@@ -135,25 +141,28 @@ class SearchMonitor(SessionView):
     def _table(self) -> str:
         trials = self.session.trials
         if not len(trials):
-            return '<span class="wb-note">No trial has run yet.</span>'
+            return f'<span class="wb-note">{html.escape(_("No trial has run yet."))}</span>'
         name = self.session.summary.metric_name
+        kinds = trial_kinds()
         lines = []
         for row in trials.iloc[: -NEWEST - 1 : -1].itertuples(index=False):
             metric = math.nan if row.metric is None else float(row.metric)
             verdict = (
-                '<span class="wb-good">✓ within the target</span>'
+                f'<span class="wb-good">✓ {_("within the target")}</span>'
                 if row.satisfied
-                else '<span class="wb-bad">✗ too much loss</span>'
+                else f'<span class="wb-bad">✗ {_("loses too much")}</span>'
             )
-            how = "known before" if row.cached else f"{100 * row.share:.0f} %"
+            kind = kinds.get(str(row.kind), str(row.kind))
+            how = _("known before") if row.cached else f"{100 * row.share:.0f} %"
             lines.append(
-                f"<tr><td>{row.trial}</td><td>{html.escape(str(row.kind))}</td>"
+                f"<tr><td>{row.trial}</td><td>{html.escape(kind)}</td>"
                 f"<td>{row.n_float}</td><td>{formats.metric(metric, name)}</td>"
                 f"<td>{formats.exact(row.loss)}</td><td>{formats.size(row.size)}</td>"
                 f"<td>{formats.bit_operations(row.bops)}</td><td>{how}</td><td>{verdict}</td></tr>"
             )
-        return (
-            '<table class="wb-table"><tr><th>trial</th><th>kind</th><th>float layers</th>'
-            f"<th>{html.escape(name or 'metric')}</th><th>loss</th><th>size</th>"
-            "<th>bit-operations</th><th>samples</th><th></th></tr>" + "".join(lines) + "</table>"
-        )
+        titles = (
+            _("trial"), _("kind"), _("float layers"), formats.metric_title(name) or _("metric"),
+            _("loss"), _("size"), _("bit-operations"), _("samples"), "",
+        )  # fmt: skip
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+        return f'<table class="wb-table"><tr>{head}</tr>{"".join(lines)}</table>'

@@ -10,6 +10,7 @@ import traitlets
 
 from workbench.charts import QUANTITIES, sensitivity_chart
 from workbench.charts.sensitivity import below_threshold
+from workbench.charts.text import _, ngettext
 from workbench.widgets import figures
 from workbench.widgets.view import SessionView, button
 
@@ -31,12 +32,12 @@ class SensitivityChart(SessionView):
         self.session = session
         self.dark = dark
         self.quantity = w.Dropdown(
-            options=[(spec.title, key) for key, spec in QUANTITIES.items()],
+            options=[(_(spec.title), key) for key, spec in QUANTITIES.items()],
             value=quantity,
             layout=w.Layout(width="230px"),
         )
         self.order = w.Dropdown(
-            options=[("execution order", "execution"), ("worst first", "sorted")],
+            options=[(_("execution order"), "execution"), (_("worst first"), "sorted")],
             layout=w.Layout(width="150px"),
         )
         self.threshold = w.BoundedFloatText(
@@ -44,11 +45,11 @@ class SensitivityChart(SessionView):
             min=0.0,
             max=1.0,
             step=0.001,
-            description="threshold",
+            description=_("threshold"),
             continuous_update=False,
         )
         self.threshold.layout.width = "180px"
-        self.skip = button("Skip them", self._skip)
+        self.skip = button(_("Skip them"), self._skip)
         self._shown = self._build()
         self.figure = figures.live(self._shown)
         self._bind()
@@ -82,7 +83,11 @@ class SensitivityChart(SessionView):
             figures.replace(self.figure, self._shown, built)
         self._shown = built
         worse = len(below_threshold(self.session.layers, self.threshold.value))
-        self.skip.description = f"{worse} below: skip them" if worse else "none below"
+        self.skip.description = (
+            ngettext("{n} below: skip it", "{n} below: skip them", worse).format(n=worse)
+            if worse
+            else _("none below")
+        )
         self.skip.disabled = worse == 0
 
     def _names(self, trace: Any, points: Any) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as w
 
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
+from workbench.charts.text import N_, _
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from workbench.studio.session import Session
 
-METHODS = (("QAT", "qat"), ("distillation", "distill"))
+METHODS = (("QAT", "qat"), (N_("distillation"), "distill"))
 MOST_CLIPS = 4
 
 
@@ -31,15 +32,17 @@ class TrainMonitor(SessionView):
     def __init__(self, session: Session, epochs: int = 2, dark: bool = False) -> None:
         self.session = session
         self.dark = dark
-        self.method = w.Dropdown(options=METHODS, value="qat")
+        self.method = w.Dropdown(
+            options=[(_(title), method) for title, method in METHODS], value="qat"
+        )
         self.method.layout.width = "130px"
-        self.epochs = w.BoundedIntText(value=epochs, min=1, max=100_000, description="epochs")
+        self.epochs = w.BoundedIntText(value=epochs, min=1, max=100_000, description=_("epochs"))
         self.epochs.layout.width = "160px"
-        self.start = button("Train", self._start, style="primary")
-        self.stop = button("Stop", self._stop, tip="Stop, with a checkpoint where it is")
-        self.resume = button("Resume", self._resume, tip="Go on from the last checkpoint")
+        self.start = button(_("Train"), self._start, style="primary")
+        self.stop = button(_("Stop"), self._stop, tip=_("Stop, with a checkpoint where it is"))
+        self.resume = button(_("Resume"), self._resume, tip=_("Go on from the last checkpoint"))
         self.bar = JobBar(session, kinds=("train",))
-        self.layers = w.SelectMultiple(description="bounds of", rows=4)
+        self.layers = w.SelectMultiple(description=_("bounds of"), rows=4)
         self.layers.layout.width = "420px"
         self._figures = self._build()
         self.loss, self.metric, self.rate, self.clips = map(figures.live, self._figures)
@@ -84,7 +87,7 @@ class TrainMonitor(SessionView):
             loss_chart(curves.steps, total=total, dark=dark),
             metric_chart(
                 curves.evaluations,
-                metric_name=summary.metric_name or "metric",
+                metric_name=summary.metric_name or _("metric"),
                 metric_float=summary.metric_float,
                 metric_before=before,
                 total=total,
@@ -110,17 +113,18 @@ class TrainMonitor(SessionView):
     def _text(self) -> str:
         training = self.session.training
         if training is None:
-            return '<span class="wb-note">No training has run yet.</span>'
+            return f'<span class="wb-note">{html.escape(_("No training has run yet."))}</span>'
         name = self.session.summary.metric_name
         parts = [html.escape(part) for part in (training.data, training.loss) if part]
         if training.state == "finished":
-            title = html.escape(formats.metric_title(name) or "metric")
+            title = html.escape(formats.metric_title(name) or _("metric"))
             figure = f"{title} <b>{formats.metric(training.metric, name)}</b>"
-            parts.insert(0, f'<span class="wb-good">✓ trained</span>: {figure}')
+            parts.insert(0, f'<span class="wb-good">✓ {_("trained")}</span>: {figure}')
         elif training.can_resume:
-            parts.insert(0, f"stopped; Resume goes on after step {training.checkpoints[0].step}")
+            step = training.checkpoints[0].step
+            parts.insert(0, _("stopped; Resume goes on after step {step}").format(step=step))
         rows = "".join(
-            f"<tr><td>{html.escape(row.name)}</td><td>step {row.step}</td>"
+            f"<tr><td>{html.escape(row.name)}</td><td>{_('step')} {row.step}</td>"
             f"<td>{formats.size(row.bytes)}</td></tr>"
             for row in training.checkpoints
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
 
+from workbench.charts.spoken import error_text
 from workbench.engine.errors import WorkbenchError
 from workbench.widgets.polling import clock
 
@@ -75,7 +76,7 @@ class SessionView(w.VBox):
         try:
             result = action()
         except WorkbenchError as error:
-            self.say(str(error))
+            self.say(error_text(error))
             return None
         except Exception as error:
             logger.exception("a command of %s failed", type(self).__name__)

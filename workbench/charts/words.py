@@ -1,0 +1,54 @@
+"""Words for the studio's own names, the same in every window: jobs, trials, files."""
+
+from __future__ import annotations
+
+from workbench.charts.text import _
+
+
+def job_title(kind: str) -> str:
+    """A job's kind as a person calls it."""
+    return {
+        "open": _("Opening the model"),
+        "analyse": _("Analysing"),
+        "inspect": _("Comparing"),
+        "search": _("Searching"),
+        "prune": _("Pruning"),
+        "decompose": _("Decomposing"),
+        "train": _("Training"),
+        "formats": _("Measuring formats"),
+        "quantize": _("Quantising"),
+        "evaluate": _("Evaluating"),
+        "export": _("Exporting"),
+    }.get(kind, kind)
+
+
+def job_state(state: str) -> str:
+    """A job's state as a person calls it."""
+    return {
+        "queued": _("waiting for the worker"),
+        "running": _("running"),
+        "paused": _("paused"),
+        "finished": _("finished"),
+        "failed": _("failed"),
+        "cancelled": _("cancelled"),
+    }.get(state, state)
+
+
+def trial_kinds() -> dict[str, str]:
+    """What the kinds of trials are called."""
+    return {
+        "float": _("float model"),
+        "all": _("all quantised"),
+        "probe": _("what if"),
+        "final": _("calibrated"),
+    }
+
+
+def file_title(kind: str) -> str:
+    """An exported file's kind, and what it is for."""
+    return {
+        "float": _("float"),
+        "fake_quant": _("fake-quant, for checking in ONNX Runtime"),
+        "deploy": _("deploy, integers for the accelerator"),
+        "qdq": _("QDQ, for ONNX Runtime and TensorRT"),
+    }.get(kind, kind)
