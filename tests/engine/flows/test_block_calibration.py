@@ -1,5 +1,6 @@
 import copy
 import logging
+import weakref
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ from torch import nn
 
 import workbench.engine.flows.activation_store as store_module
 from workbench.engine.errors import Cancelled
-from workbench.engine.events import CancelToken
+from workbench.engine.events import CancelToken, Progress
 from workbench.engine.flows.activation_store import ActivationStore
 from workbench.engine.flows.block_calibration import calibrate_by_block, find_blocks
 from workbench.engine.flows.module_quantize import convert, quantization_report, quantize
+from workbench.engine.modules.quantize.awq import LinearAWQuant
 from workbench.zoo.decoder import Decoder
 from workbench.zoo.sorting import grow_outliers, sequences, sorting_accuracy, trained_sorter
 
@@ -101,6 +103,28 @@ def test_blocks_are_converted_on_the_way_and_told_in_the_report(sorter):
     convert(model)
     assert quantization_report(model)[-1].action == "converted"
     assert sorting_accuracy(model, 500) > 95
+
+
+def test_float_weights_go_with_the_block_that_is_converted(sorter):
+    model = copy.deepcopy(sorter).train()
+    quantize(model, config({"awq": {"grids_num": 2}}), any_dtype=True)
+    blocks = [list(block.modules()) for block in model.model.layers]
+    weights = [
+        [weakref.ref(m.weight) for m in modules if isinstance(m, LinearAWQuant)]
+        for modules in blocks
+    ]
+    del blocks
+    assert [len(held) for held in weights] == [7, 7]
+    left = []
+
+    def count(event):
+        if isinstance(event, Progress) and event.what == "blocks":
+            left.append([sum(weight() is not None for weight in held) for held in weights])
+
+    calibrate_by_block(model, batches(), convert_blocks=True, on_event=count)
+    assert left == [[0, 7], [0, 0]]
+    # Converted or not, modules are in the mode in which they were given.
+    assert all(module.training for module in model.modules())
 
 
 def test_answers_beyond_the_budget_go_to_disk(sorter, monkeypatch, tmp_path, caplog):

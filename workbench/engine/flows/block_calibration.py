@@ -305,10 +305,11 @@ def _forward(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
+    # By name: the list of modules would keep the float weights of those that are converted.
+    training = {name for name, module in model.named_modules() if module.training}
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for name, module in model.named_modules():
+            module.training = name in training
