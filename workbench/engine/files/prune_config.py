@@ -12,7 +12,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import text_format
+
 from workbench.engine.files.problems import Problem, raise_problems
+from workbench.engine.files.proto_schema import message_class
 from workbench.engine.files.retrain_rules import RETRAIN_TYPES
 from workbench.engine.files.text_blocks import shortest
 from workbench.engine.files.text_message import required_problems
@@ -129,6 +132,18 @@ def modes_named_twice(text: str) -> bool:
         elif not token.startswith(("#", '"')):
             last = token
     return False
+
+
+def format_prune_config(ratios: Mapping[str, float], *, ascend_optimized: bool = False) -> str:
+    """The text config in which exactly these layers lose channels: each by an override."""
+    name = "AMCTPytorchProto.AMCTRetrainConfig"
+    message: Any = message_class("retrain_config_pytorch.proto", name)()
+    for layer, ratio in ratios.items():
+        entry = message.override_layer_configs.add(layer_name=layer)
+        pruner = entry.prune_config.filter_pruner.balanced_l2_norm_filter_prune
+        pruner.prune_ratio, pruner.ascend_optimized = ratio, ascend_optimized
+    text: str = text_format.MessageToString(message, as_utf8=True)
+    return text
 
 
 class _Reader:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from workbench.engine.algorithms.channel_choice import (
@@ -65,19 +66,19 @@ def plan_removal(
 
     ``choice`` decides which where it names as many.
     """
-    ratio, aligned = group_setting(group, settings)
-    count = removed_count(
-        group.size,
-        ratio,
-        aligned=aligned,
-        stride=group.stride,
-        unit_channels=group.unit_channels,
-    )
+    count = group_count(group, settings)
     if not count:
         return Removal(group, ())
     chosen = chosen_units(group, choice or {})
     if len(chosen) == count:
         return Removal(group, chosen)
+    return Removal(group, lowest(norm_scores(module, group, compat=compat), group.cells, count))
+
+
+def norm_scores(
+    module: nn.Module, group: ChannelGroup, *, compat: bool = False
+) -> NDArray[np.float64]:
+    """BalancedL2Norm's score of each unit of ``group``: the lower, the sooner it goes."""
     modules = dict(module.named_modules())
     norms = [
         unit_norms(
@@ -85,7 +86,19 @@ def plan_removal(
         )
         for m in group.producers
     ]
-    return Removal(group, lowest(balanced_scores(norms, compat=compat), group.cells, count))
+    return balanced_scores(norms, compat=compat)
+
+
+def group_count(group: ChannelGroup, settings: Mapping[str, ChannelPrune]) -> int:
+    """How many units of ``group`` go."""
+    ratio, aligned = group_setting(group, settings)
+    return removed_count(
+        group.size,
+        ratio,
+        aligned=aligned,
+        stride=group.stride,
+        unit_channels=group.unit_channels,
+    )
 
 
 def group_setting(group: ChannelGroup, settings: Mapping[str, ChannelPrune]) -> tuple[float, bool]:

@@ -81,6 +81,7 @@ def auto_channel_prune_search(
     sensitivity: str | SensitivityBase = "TaylorLossSensitivity",
     search_alg: str | SearchChannelBase = "GreedySearch",
     *,
+    through_layer_norm: bool = False,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
@@ -90,8 +91,9 @@ def auto_channel_prune_search(
     ``input_data``: ``[data, label]``, tensors of as many samples; ``data`` may be a tuple of
     tensors for several inputs, ``label`` None for a loss of the output alone. ``output_cfg`` names
     every layer that can be pruned, with its ratio or as one to skip; its sidecar names the chosen
-    channels, which ``create_prune_retrain_model`` then takes. ``compat``: costs, steps and output
-    of the reference.
+    channels, which ``create_prune_retrain_model`` then takes. ``through_layer_norm``: channels that
+    a LayerNorm or RMSNorm normalises over are searched, too; give it to
+    ``create_prune_retrain_model`` as well. ``compat``: costs, steps and output of the reference.
 
     Errors: ``TypeError`` for a wrong argument type; ``FileNotFoundError``; ``ValueError`` for an
     unknown name, a value out of range, a model without a layer to search, and for what a plug-in
@@ -102,6 +104,7 @@ def auto_channel_prune_search(
     check_model(_FUNCTION, model)
     check_path(_FUNCTION, "config", config)
     check_path(_FUNCTION, "output_cfg", output_cfg)
+    check_type(_FUNCTION, "through_layer_norm", through_layer_norm, bool)
     check_type(_FUNCTION, "compat", compat, bool)
     data, label = _data(input_data)
     measure = _chosen("sensitivity", sensitivity, SensitivityBase, TaylorLossSensitivity)
@@ -126,6 +129,7 @@ def auto_channel_prune_search(
         (data if len(data) > 1 else data[0], label),
         measure,
         search,
+        through_layer_norm=through_layer_norm,
         compat=compat,
         on_event=on_event,
         cancel=cancel,
@@ -148,15 +152,16 @@ def search_channels(
     measure: SensitivityBase,
     search: SearchChannelBase,
     *,
+    through_layer_norm: bool = False,
     compat: bool = False,
     on_event: OnEvent | None = None,
     cancel: CancelToken | None = None,
 ) -> ChannelPlan:
     """The search itself, without files; ``named``: the layers that may lose channels."""
     searched = [n for n in named if n not in overrides.settings and n not in overrides.skipped]
-    channels = channel_map(captured)
+    channels = channel_map(captured, through_layer_norm=through_layer_norm)
     found = channel_groups(channels, searched)
-    groups, refused = _workable(captured, found.groups, cancel)
+    groups, refused = workable_groups(captured, found.groups, cancel=cancel)
     reasons = {**found.reasons, **refused}
     fixed = channel_groups(channels, overrides.settings).groups
     removed_before = [(g, len(_override(captured, g, overrides).units)) for g in fixed]
@@ -265,8 +270,8 @@ def _chosen(argument: str, given: Any, base: type[Any], built_in: type[Any]) -> 
     )
 
 
-def _workable(
-    captured: Captured, groups: Sequence[ChannelGroup], cancel: CancelToken | None
+def workable_groups(
+    captured: Captured, groups: Sequence[ChannelGroup], *, cancel: CancelToken | None = None
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups that the model can lose channels of, and why the others cannot."""
     trial = [Removal(g, lowest(np.zeros(g.size), g.cells, g.stride)) for g in groups]
