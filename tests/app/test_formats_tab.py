@@ -185,6 +185,6 @@ def test_the_result(page: WorkbenchPage, measured: object) -> None:
     assert "98.0 %" in text
     assert "97.0 %" in text
     assert "−1.0 %" in text
-    assert "1 layers quantised · 4.0× smaller · 3 s" in text
+    assert "1 layer quantised · 4.0× smaller · 3 s" in text
     assert "&lt;lm_head&gt;" in text
     assert page.session.quantized == result

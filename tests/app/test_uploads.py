@@ -69,7 +69,7 @@ def test_nothing_is_taken_without_the_login(tmp_path: Path) -> None:
 
 def test_bounds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_MAX_UPLOAD_MB", "2")
-    assert "allowed are 2 MB" in uploads.refusal("a.onnx", 5 << 20)
+    assert "at most 2 MB are allowed" in uploads.refusal("a.onnx", 5 << 20)
     assert uploads.refusal("a.onnx", 1 << 20) == ""
     monkeypatch.setattr(uploads, "MOST_FILES", 1)
     (home / "files").mkdir()

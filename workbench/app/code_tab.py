@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 
 from workbench.app.copy_button import CopyButton
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, error_text
 from workbench.app.view import View
 from workbench.app.window import CODE_TAB, WindowState
 from workbench.engine.errors import WorkbenchError
@@ -39,7 +39,7 @@ class ScriptView(View):
             self.script = self.session.script()
         except WorkbenchError as error:
             self.script = ""
-            self.text.fill(f'<p class="wb-empty">{escape(str(error))}</p>')
+            self.text.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
         self.copy.text = self.script
         self.text.fill(f'<pre class="wb"><code>{escape(self.script)}</code></pre>')
@@ -88,7 +88,7 @@ class CodeTab(View):
             self.json = self.session.config_json()
         except WorkbenchError as error:
             self.json = ""
-            self.config.fill(f'<p class="wb-empty">{escape(str(error))}</p>')
+            self.config.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
         self.config.fill(f'<pre class="wb"><code>{escape(self.json)}</code></pre>')
 

@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 from workbench.app.copy_button import CopyButton
 from workbench.app.formats_table import FormatsTable
 from workbench.app.html import ThemedHTML, escape, notice
-from workbench.app.i18n import _
+from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.view import View
@@ -196,7 +196,7 @@ class FormatsTab(View):
     def update_selection(self) -> None:
         """Another layer is looked at, or others are ticked."""
         chosen = len(self.table.chosen)
-        self.apply.label = f"{_('For')} {chosen} {_('ticked')}" if chosen else _("For all layers")
+        self.apply.label = _("For {n} ticked").format(n=chosen) if chosen else _("For all layers")
         self.update_layer()
 
     def update_running(self) -> None:
@@ -227,7 +227,7 @@ class FormatsTab(View):
     def _sentence(self, running: bool, known: bool) -> str:
         job = self.session.job
         if running:
-            words = (job.message if job is not None else "") or _("Working")
+            words = (said(job.message) if job is not None else "") or _("Working")
             return f'<div role="status">{escape(words)} …</div>'
         if not known:
             return notice(
@@ -242,7 +242,7 @@ class FormatsTab(View):
     def _summary(self) -> str:
         ways = self.session.layer_ways()
         count = sum(way != FLOAT for way in ways.values())
-        words = f"{count} {_('of')} {len(ways)} {_('layers are to be quantised')}. "
+        words = _("{n} of {m} layers are to be quantised.").format(n=count, m=len(ways)) + " "
         words += _(
             "Per cent: error of the weights. dB: output of the layer with int8 inputs and weights, "
             "as it is and with SmoothQuant. Outlier: largest input channel against the median one."
@@ -257,18 +257,22 @@ class FormatsTab(View):
         count = sum(len(names) for names in obstacles.values())
         ways = ", ".join(obstacles)
         takes = sorted({str(d).removeprefix("torch.") for w in obstacles for d in WAYS[w].dtypes})
-        made = f"{ways}: {_('made for weights in')} {', '.join(takes)}. "
+        made = _("{formats}: made for weights in {types}.").format(
+            formats=ways, types=", ".join(takes)
+        )
         chosen = self.float_type.value
         if chosen == "keep":
-            words = (
-                made + f"{count} {_('layers would stay float: choose a cast under “float type”.')}"
-            )
-            return f'<div class="wb-notice" role="status">{escape(words)}</div>'
+            words = ngettext(
+                "{n} layer would stay float: choose a cast under “float type”.",
+                "{n} layers would stay float: choose a cast under “float type”.",
+                count,
+            ).format(n=count)
+            return f'<div class="wb-notice" role="status">{escape(f"{made} {words}")}</div>'
         if chosen == "any":
-            words = made + _("They are quantised all the same, as this float type runs here.")
+            words = _("They are quantised all the same, as this float type runs here.")
         else:
-            words = made + f"{_('The weights are cast to')} {chosen} {_('first, in a copy.')}"
-        return f'<div class="wb-muted">{escape(words)}</div>'
+            words = _("The weights are cast to {type} first, in a copy.").format(type=chosen)
+        return f'<div class="wb-muted">{escape(f"{made} {words}")}</div>'
 
     def _result(self, found: QuantizedModel | None) -> str:
         if found is None:
@@ -291,12 +295,16 @@ class FormatsTab(View):
             for place, (label, metric, size) in enumerate(rows)
         )
         facts = [
-            f"{found.quantized} {_('layers quantised')}",
-            f"{formats.ratio(found.bytes_float, found.bytes_converted)} {_('smaller')}",
+            ngettext("{n} layer quantised", "{n} layers quantised", found.quantized).format(
+                n=found.quantized
+            ),
+            _("{ratio} smaller").format(
+                ratio=formats.ratio(found.bytes_float, found.bytes_converted)
+            ),
             formats.duration(found.seconds),
         ]
         left = "".join(
-            f"<tr><td>{escape(layer.name)}</td><td>{escape(layer.reason)}</td></tr>"
+            f"<tr><td>{escape(layer.name)}</td><td>{escape(said(layer.reason))}</td></tr>"
             for layer in found.left
         )
         details = (

@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 import plotly.graph_objects as go
 
 from workbench.app.html import ThemedHTML, escape, notice
-from workbench.app.i18n import _
+from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_table import SHORT
 from workbench.app.plot import Plot
@@ -45,13 +45,17 @@ _CSS = """
 
 def settings_text(settings: dict[str, Any]) -> str:
     """A layer's settings in words: ``IFMR, 8 bits · ARQ, 8 bits, per channel``."""
-    text = f"{SHORT[settings['act_algo']]}, {settings['act_bits']} {_('bits')}"
+    text = f"{SHORT[settings['act_algo']]}, {_bits(settings['act_bits'])}"
     if settings.get("dmq"):
         text += f", DMQ {settings['dmq']:g}"
     if "wts_algo" in settings:
         where = _("per channel") if settings["channel_wise"] else _("per tensor")
-        text += f" · {SHORT[settings['wts_algo']]}, {settings['wts_bits']} {_('bits')}, {where}"
+        text += f" · {SHORT[settings['wts_algo']]}, {_bits(settings['wts_bits'])}, {where}"
     return text
+
+
+def _bits(bits: int) -> str:
+    return ngettext("{n} bit", "{n} bits", bits).format(n=bits)
 
 
 class InspectTab(View):
@@ -202,7 +206,7 @@ class InspectTab(View):
     def _describe(self, known: bool) -> None:
         job, found = self.session.job, self._inspection
         if job is not None and job.active and job.kind == "inspect":
-            text = notice(f"{job.message or _('comparing')} …")
+            text = notice(f"{said(job.message) or _('comparing')} …")
         elif not known:
             text = notice(_("No layer of this model can be quantised, or it is not open yet."))
         elif found is None:
@@ -217,10 +221,13 @@ class InspectTab(View):
         self.text.fill(text)
 
     def _sentence(self, found: Inspection) -> str:
-        parts = [f"{_('Compared with')} {settings_text(dict(found.settings))}"]
-        parts.append(f"{found.batches} {_('of')} {found.batches_known} {_('batches')}")
+        settings = settings_text(dict(found.settings))
+        parts = [
+            _("Compared with {settings}").format(settings=settings),
+            _("{n} of {m} batches").format(n=found.batches, m=found.batches_known),
+        ]
         if found.ada_iterations:
-            parts.append(f"ADA {found.ada_iterations} {_('steps')}")
+            parts.append(_("ADA {n} steps").format(n=found.ada_iterations))
         text = " · ".join(parts)
         row = self.session.layers.iloc[self.session.row(found.name)]
         if not in_use(found.settings, row):

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import panel as pn
 
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.rows import shown_layers
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, LAYERS_TAB, WindowState
 from workbench.charts import formats
 from workbench.charts.sensitivity import bar_states
-from workbench.studio.columns import OPTIONS
+from workbench.studio.columns import OPTIONS, refusal
 from workbench.studio.session import Session
 
-TICKS = ("quant_enable", "retrain_enable", "channel_wise")
+TICKS = ("quant_enable", "retrain_enable", "channel_wise", "prune_enable")
+RATIO = "prune_ratio"
 BITS = ("act_bits", "wts_bits")
 CHOSEN = "selected"
 MENUS = ("act_algo", "wts_algo", "act_bits", "wts_bits", "dmq")
 NO_DMQ = "—"
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+RATIOS = (0.1, *STRENGTHS)
 SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
 MOST_PATCHED = 32  # above this replacing the whole value is faster and keeps the scroll position
 
@@ -51,8 +53,11 @@ def titles() -> dict[str, str]:
         "act_bits": _("act b"),
         "wts_bits": _("wts b"),
         "dmq": "DMQ",
+        "prune_enable": _("prune"),
+        RATIO: _("ratio"),
         "error": "1−cos",
         "sqnr": "SQNR",
+        "prune_sensitivity": _("prune sens."),
         "state": _("state"),
         "reason": _("why not"),
     }
@@ -61,13 +66,21 @@ def titles() -> dict[str, str]:
 WIDTHS = {
     CHOSEN: 38, "name": 184, "type": 84, "shape": 86, "parameters": 66, "mac_share": 60,
     "quant_enable": 58, "retrain_enable": 54, "channel_wise": 64, "act_algo": 62, "wts_algo": 56,
-    "act_bits": 50, "wts_bits": 52, "dmq": 54, "error": 78, "sqnr": 70, "state": 116,
-    "reason": 150,
+    "act_bits": 50, "wts_bits": 52, "dmq": 54, "prune_enable": 56, RATIO: 54,
+    "error": 78, "sqnr": 70, "prune_sensitivity": 84, "state": 116, "reason": 150,
 }  # fmt: skip
 
 
-def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[str]) -> pd.DataFrame:
-    """The table as text and ticks, in the order shown, with a fresh row index."""
+def display_frame(
+    shown: pd.DataFrame,
+    threshold: float,
+    selected: Collection[str],
+    whole: Mapping[str, str],
+) -> pd.DataFrame:
+    """The table as text and ticks, in the order shown, with a fresh row index.
+
+    ``whole``: why layers keep all their channels.
+    """
     if not len(shown):
         # Tabulator chooses how to show a column by its type, once: an empty table needs them too.
         kinds = {**dict.fromkeys((CHOSEN, *TICKS), bool), **dict.fromkeys(BITS, np.int64)}
@@ -97,6 +110,8 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
         "act_bits": shown["act_bits"].to_numpy(),
         "wts_bits": shown["wts_bits"].to_numpy(),
         "dmq": [f"{value:g}" if value else NO_DMQ for value in shown["dmq"].tolist()],
+        "prune_enable": shown["prune_enable"].to_numpy(dtype=bool),
+        RATIO: [f"{ratio:.2f}" for ratio in shown[RATIO].tolist()],
         "error": [
             f"{error:.2e}" if math.isfinite(error) else formats.UNKNOWN
             for error in shown["error"].tolist()
@@ -105,19 +120,36 @@ def display_frame(shown: pd.DataFrame, threshold: float, selected: Collection[st
             f"{sqnr:.1f} dB" if math.isfinite(sqnr) else formats.UNKNOWN
             for sqnr in shown["sqnr"].tolist()
         ],
+        "prune_sensitivity": [formats.exact(value) for value in shown["prune_sensitivity"]],
         "state": [
             f"{STATE_ICONS[state]} {words.get(state) or held[pin]}"
             for state, pin in zip(states, shown["pin"].tolist(), strict=True)
         ],
-        "reason": shown["reason"].to_numpy(dtype=object),
+        "reason": [
+            _reason(said(reason), said(whole.get(name, "")))
+            for name, reason in zip(shown["name"].tolist(), shown["reason"].tolist(), strict=True)
+        ],
     }
     return pd.DataFrame(frame)
+
+
+def _reason(quantising: str, pruning: str) -> str:
+    """Why a layer cannot be quantised, why it keeps all its channels, or both."""
+    if not pruning:
+        return quantising
+    if not quantising:
+        return _("pruning: {reason}").format(reason=pruning)
+    return _("{quantising} · pruning: {pruning}").format(quantising=quantising, pruning=pruning)
 
 
 def menu(column: str) -> dict[str, Any]:
     """Label to value of a column's menu."""
     if column == "retrain_enable":
         return {_("train"): True, _("do not train"): False}
+    if column == "prune_enable":
+        return {_("prune"): True, _("keep all channels"): False}
+    if column == RATIO:
+        return {f"{ratio:g}": ratio for ratio in RATIOS}
     if column == "dmq":
         return {NO_DMQ: 0.0, **{f"{strength:g}": strength for strength in STRENGTHS}}
     return {SHORT.get(str(value), str(value)): value for value in OPTIONS[column]}
@@ -154,6 +186,9 @@ class LayerTable(View):
         for column in MENUS:
             values = list(OPTIONS[column]) if column in BITS else list(menu(column))
             editors[column] = {"type": "list", "values": values}
+        editors[RATIO] = {"type": "number", "min": 0.01, "max": 0.99, "step": 0.05}
+        self._obstacles: dict[str, str] = {}
+        self._known: frozenset[str] = frozenset()
         self.table = pn.widgets.Tabulator(
             self._frame(),
             show_index=False,
@@ -164,7 +199,9 @@ class LayerTable(View):
             titles=titles(),
             widths=WIDTHS,
             text_align=dict.fromkeys((*TICKS, *MENUS), "center")
-            | dict.fromkeys(("parameters", "mac_share", "error", "sqnr"), "right"),
+            | dict.fromkeys(
+                ("parameters", "mac_share", RATIO, "error", "sqnr", "prune_sensitivity"), "right"
+            ),
             formatters={c: tick("✓", "·") for c in TICKS} | {CHOSEN: tick("☑", "☐")},
             layout="fit_data_stretch",
             theme="materialize",
@@ -176,14 +213,26 @@ class LayerTable(View):
         )
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)
-        self.watch(session, self.update, "layers")
+        self.watch(session, self.update, "layers", "pruning")
         self.watch(
             window, self.update, "quantity", "order", "threshold", "pattern", "type", "selected"
         )
 
     def _frame(self) -> pd.DataFrame:
         shown = shown_layers(self.session.layers, self.window)
-        return display_frame(shown, self.window.threshold, self.window.selected)
+        return display_frame(shown, self.window.threshold, self.window.selected, self.whole())
+
+    def whole(self) -> dict[str, str]:
+        """Why layers keep all their channels: by their kind, by the graph, by their ratios."""
+        session = self.session
+        if session.names != self._known:
+            self._known = session.names
+            found = (
+                (x.name, refusal(x, "prune_enable", True)) for x in session.project.store.layers()
+            )
+            self._obstacles = {name: reason for name, reason in found if reason}
+        blocked = session.pruning.blocked if session.pruning is not None else {}
+        return {**self._obstacles, **blocked, **session.prune_notes()}
 
     def update(self) -> None:
         frame = self._frame()
@@ -216,7 +265,7 @@ class LayerTable(View):
         session = self.session
         layers = session.layers
         if not layers["eligible"].iloc[session.row(name)]:
-            self.window.notice = f"{name}: {layers['reason'].iloc[session.row(name)]}"
+            self.window.notice = f"{name}: {said(layers['reason'].iloc[session.row(name)])}"
             return
         self.window.param.update(inspected=name, tab=INSPECT_TAB, notice="")
         idle = session.job is None or not session.job.active
@@ -224,12 +273,13 @@ class LayerTable(View):
             self.act(lambda: session.inspect(name, wait=False))
 
     def _edited(self, event: Any) -> None:
-        if event.column not in MENUS:
+        if event.column not in (*MENUS, RATIO):
             return
         name = str(self.table.value["name"].iloc[event.row])
         value = menu(event.column).get(str(event.value), event.value)
         if self.act(lambda: self.session.set_option([name], event.column, value)):
             self.window.notice = ""
+            self.update()  # a ratio is shown as text, and is a number when it was edited
         else:
             self.table.value = self._frame()  # show again what really holds
 

@@ -9,7 +9,7 @@ import panel_material_ui as pmui
 
 from workbench.app import rows
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, ngettext
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_chart import LayerChart
 from workbench.app.layer_table import LayerTable, menu
@@ -107,6 +107,8 @@ class LayersTab(View):
             self._menu(_("act bits"), "act_bits"),
             self._menu(_("wts bits"), "wts_bits"),
             self._menu("DMQ", "dmq"),
+            self._menu(_("prune"), "prune_enable"),
+            self._menu(_("prune ratio"), "prune_ratio"),
         ]
         self.menus.objects = self.bulk
 
@@ -184,7 +186,8 @@ class LayersTab(View):
         if self.type.options != options:
             self.type.options = options
         chosen = len(window.selected)
-        self.chosen.fill(f'<span role="status">{chosen} {escape(_("selected"))}</span>')
+        text = ngettext("{n} selected", "{n} selected", chosen).format(n=chosen)
+        self.chosen.fill(f'<span role="status">{escape(text)}</span>')
         if chosen and not self.bulk:
             self._fill_menus()
         for control in (self.quantise, self.skip, *self.bulk):

@@ -9,7 +9,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.view import View
@@ -51,7 +51,7 @@ def model_summary(layers: pd.DataFrame, summary: Summary) -> str:
         return text + f'<p class="wb-good">✓ {escape(_("Every layer can be quantised."))}</p>'
     lines = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(kind))}</td>"
-        f"<td>{escape(str(reason))}</td></tr>"
+        f"<td>{escape(said(str(reason)))}</td></tr>"
         for name, kind, reason in zip(
             refused["name"], refused["type"], refused["reason"], strict=True
         )

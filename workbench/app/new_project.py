@@ -12,7 +12,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, error_text
 from workbench.app.projects import project_folder
 from workbench.app.upload_button import UploadButton
 from workbench.app.uploads import DATA, MODELS, files_folder, offered
@@ -32,7 +32,9 @@ def new_project(name: str, model: str, data: str, metric: str = "") -> None:
     folder = project_folder(name)
     if is_project(folder):
         raise WrongValue(
-            f"{name!r} {_('is there already')}", where=_("name"), hint=_("Choose another name.")
+            _("“{name}” is there already").format(name=name),
+            where=_("name"),
+            hint=_("Choose another name."),
         )
     kept = Path("files")
     names = [model, data, *external_files(_file(model))]
@@ -71,7 +73,7 @@ def _file(name: str) -> Path:
     path = (folder / name).resolve()
     if path.parent != folder or not path.is_file():
         raise MissingFile(
-            f"{name[:80]!r} {_('is not there')}",
+            _("“{name}” is not there").format(name=name[:80]),
             where=str(folder),
             hint=_("Upload it, or put it into this folder."),
         )
@@ -129,7 +131,8 @@ class NewProject:
                 raise WrongValue(_("a project needs a model and data"), hint=_("Upload both."))
             new_project(name, self.model.value, self.data.value, self.metric.value)
         except (WorkbenchError, OSError) as error:
-            self.said.fill(f'<div class="wb-notice" role="alert">✕ {escape(str(error))}</div>')
+            text = error_text(error) if isinstance(error, WorkbenchError) else str(error)
+            self.said.fill(f'<div class="wb-notice" role="alert">✕ {escape(text)}</div>')
             return
         self.upload.go = "?" + urlencode({"project": name})
 

@@ -42,7 +42,7 @@ def project_folder(name: str) -> Path:
     """The folder of the project called ``name``; ``WrongValue`` for anything but a plain name."""
     if not name or safe_name(name) != name:
         raise WrongValue(
-            f"{name[:80]!r} " + _("is not the name of a project"),
+            _("“{name}” is not the name of a project").format(name=name[:80]),
             where="?project=",
             hint=_("Letters, digits, spaces, dots, hyphens and underscores are allowed."),
         )
@@ -50,7 +50,7 @@ def project_folder(name: str) -> Path:
     folder = (root / name).resolve()
     if folder.parent != root:
         raise WrongValue(
-            f"{name!r} " + _("lies outside the workspace"),
+            _("“{name}” lies outside the workspace").format(name=name),
             where="?project=",
             hint=_("Open a project from the list."),
         )
@@ -70,7 +70,7 @@ def open_project(name: str) -> Session:
         return open_session(folder, in_process=False)
     if name not in example_names():
         raise MissingFile(
-            f"{_('there is no project')} {name!r}",
+            _("there is no project “{name}”").format(name=name),
             where="?project=",
             hint=_("Choose one from the list, or start from an example."),
         )

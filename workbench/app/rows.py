@@ -20,7 +20,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise WrongValue(
-            _("this is not a regular expression") + f" ({error})",
+            _("this is not a regular expression ({why})").format(why=error),
             where=pattern[:80],
             hint=_("Escape special characters with a backslash."),
         ) from None

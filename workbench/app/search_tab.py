@@ -150,7 +150,7 @@ class SearchTab(View):
             text = _("Searching: the fewest layers that must stay float.")
             if session.bracket is not None:
                 low, high = session.bracket
-                text += f" {_('Between')} {low} {_('and')} {high}."
+                text += " " + _("Between {low} and {high}.").format(low=low, high=high)
             return f'<div role="status">{escape(text)}</div>'
         finals = session.trials[session.trials["kind"] == "final"]
         if len(finals) and job is not None and job.kind == "search" and job.state == "finished":
@@ -164,11 +164,13 @@ class SearchTab(View):
         layers = ", ".join(last["float_layers"]) or _("none")
         mark = "✓" if last["satisfied"] else "✕"
         tone = "wb-good" if last["satisfied"] else "wb-bad"
+        words = _(
+            "{metric} with these layers left float: {layers}. The configuration is in Layers; "
+            "Undo takes it back."
+        ).format(metric=f"{title} {formats.metric(last['metric'], name)}", layers=layers)
         return (
             f'<div role="status"><b class="{tone}">{mark} {escape(_("Done"))}</b>: '
-            f"{escape(title)} {formats.metric(last['metric'], name)} "
-            f"{escape(_('with these layers left float'))}: {escape(layers)}. "
-            f"{escape(_('The configuration is in Layers; Undo takes it back.'))}</div>"
+            f"{escape(words)}</div>"
         )
 
     def _pause_or_resume(self) -> None:

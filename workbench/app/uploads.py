@@ -45,12 +45,16 @@ def refusal(name: str, size: int) -> str:
     """Why a file is not taken, in words; empty if it is."""
     allowed = (*MODELS, *DATA, *EXTERNAL)
     if not name.lower().endswith(allowed):
-        return f"{name[:80]}: {_('allowed are')} {', '.join(allowed)}"
+        return _("{name}: allowed are {suffixes}").format(
+            name=name[:80], suffixes=", ".join(allowed)
+        )
     if size > largest():
-        return f"{name[:80]}: {size >> 20} MB; {_('allowed are')} {largest() >> 20} MB"
+        return _("{name}: {size} MB; at most {most} MB are allowed").format(
+            name=name[:80], size=size >> 20, most=largest() >> 20
+        )
     folder = files_folder()
     if folder.is_dir() and sum(1 for _file in folder.iterdir()) >= MOST_FILES:
-        return f"{_('there are too many files already; delete some in')} {folder}"
+        return _("there are too many files already; delete some in {folder}").format(folder=folder)
     return ""
 
 
