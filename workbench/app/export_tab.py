@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def kind_title(kind: str) -> str:
     }.get(kind, kind)
 
 
-def _row(file: ExportedFile, metric_name: str, float_latency: float | None) -> str:
+def _row(
+    file: ExportedFile, metric_name: str, float_latency: float | None, *, there: bool = True
+) -> str:
     path = Path(file.path)
     latency, speed = formats.UNKNOWN, ""
     if file.latency_ms is not None:
@@ -43,7 +46,7 @@ def _row(file: ExportedFile, metric_name: str, float_latency: float | None) -> s
         if file.metric is not None
         else _("integers: not run by ONNX Runtime")
     )
-    link = download_url(path)
+    link = download_url(path) if there else ""
     name = escape(path.name)
     shown = f'<a href="{escape(link)}" download="{name}">{name}</a>' if link else name
     return (
@@ -62,8 +65,13 @@ def _parity(line: ParityLine) -> str:
     return f'<div class="{tone}">{mark} {escape(line.text + where)}</div>'
 
 
-def export_result(result: ExportResult | None, metric_name: str) -> str:
-    """Files with bytes, ratio, metric and latency against float; then the parity lines."""
+def export_result(
+    result: ExportResult | None, metric_name: str, gone: Collection[str] = ()
+) -> str:
+    """Files with bytes, ratio, metric and latency against float; then the parity lines.
+
+    Paths in ``gone`` hold another export by now, so that they are not offered for download.
+    """
     if result is None or not result.files:
         return (
             f'<p class="wb-empty">{escape(_("Nothing exported yet. Export writes fake_quant, "))}'
@@ -81,7 +89,9 @@ def export_result(result: ExportResult | None, metric_name: str) -> str:
             (_("faster than float"), "wb-number"),
         )
     )
-    rows = "".join(_row(file, metric_name, base) for file in result.files)
+    rows = "".join(
+        _row(file, metric_name, base, there=file.path not in gone) for file in result.files
+    )
     parity = "".join(_parity(line) for line in result.parity)
     methods = {
         "qat": _("Files of the network trained with QAT"),

@@ -16,6 +16,7 @@ from workbench.app.actions import Actions
 from workbench.app.code_tab import CodeTab, ScriptView
 from workbench.app.export_tab import ExportTab
 from workbench.app.formats_tab import FormatsTab
+from workbench.app.history_tab import HistoryTab
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.inspect_tab import InspectTab
@@ -54,8 +55,8 @@ class WorkbenchPage(View):
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
         self.parts = [self.topbar, self.actions, self.script]
-        # A tab is built when it is first looked at: all eight would double the first paint.
-        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(8)]
+        # A tab is built when it is first looked at: all nine would double the first paint.
+        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(9)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
         self.tabs = pmui.Tabs(
             *zip(
@@ -67,6 +68,7 @@ class WorkbenchPage(View):
                     _("Train"),
                     _("Formats"),
                     _("Export"),
+                    _("History"),
                     _("Code"),
                 ],
                 self._places,
@@ -75,7 +77,7 @@ class WorkbenchPage(View):
             active=window.tab,
             dynamic=True,
             sizing_mode="stretch_width",
-            # Eight stand beside the progress of a job at a width of 1280.
+            # Nine stand beside the progress of a job at a width of 1280.
             sx={
                 "& .MuiTab-root": {"minWidth": "64px", "paddingLeft": "6px", "paddingRight": "6px"}
             },
@@ -148,6 +150,10 @@ class WorkbenchPage(View):
         return self._part(ExportTab(self.session, self.window))
 
     @cached_property
+    def history(self) -> HistoryTab:
+        return self._part(HistoryTab(self.session, self.window))
+
+    @cached_property
     def code(self) -> CodeTab:
         return self._part(CodeTab(self.session, self.window))
 
@@ -160,7 +166,8 @@ class WorkbenchPage(View):
         place = self._places[self.window.tab]
         if not len(place):
             names = (
-                "model", "layers", "inspect", "search", "train", "formats", "export", "code",
+                "model", "layers", "inspect", "search", "train", "formats", "export", "history",
+                "code",
             )  # fmt: skip
             place.append(getattr(self, names[self.window.tab]))
 

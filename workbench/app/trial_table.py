@@ -80,7 +80,7 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
         "loss": (_("loss"), lambda x: formats.loss(x, metric_name)),
         "size": (_("size"), formats.size),
         "bops": (_("bit-operations"), formats.bit_operations),
-        "n_float": (_("float layers"), str),
+        "n_float": (_("float layers"), lambda x: f"{x:.0f}"),
         "share": (_("samples evaluated"), share_text),
         "seconds": (_("time"), lambda x: f"{x:.1f} s"),
     }
@@ -89,7 +89,7 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
     for (what, name), a, b in zip(table.index, table[first], table[second], strict=True):
         if what == "figure":
             title, text = shown[name]
-            cells = [escape(text(x)) for x in (a, b)]
+            cells = [formats.UNKNOWN if x != x else escape(text(x)) for x in (a, b)]
         else:
             title, cells = name, [escape(words.get(x) or _setting_text(x)) for x in (a, b)]
         lines.append(
@@ -102,9 +102,14 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
     return (
         f'<div role="region" aria-label="{escape(_("Comparison"))}"><h2 class="wb">'
         f"{escape(head)}</h2>"
-        f'<table class="wb"><tr><th></th><th>{escape(_("trial"))} {first}</th>'
-        f"<th>{escape(_('trial'))} {second}</th></tr>{''.join(lines)}</table></div>"
+        f'<table class="wb"><tr><th></th><th>{escape(_heading(first))}</th>'
+        f"<th>{escape(_heading(second))}</th></tr>{''.join(lines)}</table></div>"
     )
+
+
+def _heading(trial: Any) -> str:
+    """A trial by its number; anything else is a title already."""
+    return trial if isinstance(trial, str) else _("trial {number}").format(number=trial)
 
 
 def _setting_text(text: str) -> str:

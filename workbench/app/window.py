@@ -9,8 +9,9 @@ import param
 from workbench.charts import QUANTITIES
 
 (
-    MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, TRAIN_TAB, FORMATS_TAB, EXPORT_TAB, CODE_TAB,
-) = range(8)  # fmt: skip
+    MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, TRAIN_TAB, FORMATS_TAB, EXPORT_TAB,
+    HISTORY_TAB, CODE_TAB,
+) = range(9)  # fmt: skip
 
 
 class WindowState(param.Parameterized):
