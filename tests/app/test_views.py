@@ -232,7 +232,8 @@ def test_menus_speak_short_and_set_what_they_mean(page: WorkbenchPage) -> None:
     assert not tab.bulk, "built when something is selected"
     page.window.selected = ("stem", "body.b", "tail")
     assert [menu.label for menu in tab.bulk] == [
-        "Inspect", "train", "act", "wts", "act bits", "wts bits", "DMQ",
+        "Inspect", "train", "act", "wts", "act bits", "wts bits", "DMQ", "prune",
+        "prune ratio",
     ]  # fmt: skip
     for call in tab.bulk[3]._on_click_callbacks:
         call({"label": "ADA"})

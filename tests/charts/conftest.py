@@ -35,6 +35,7 @@ def make_layers(errors: list[float | None], skipped: set[int] = frozenset()) -> 
                 "sqnr": -10 * math.log10(2 * error) if known and error > 0 else math.nan,
                 "accumulated_error": math.nan,
                 "weight_range": 4.0,
+                "prune_sensitivity": math.nan,
                 "state": "ineligible"
                 if not eligible
                 else ("skipped" if i in skipped else "quantised"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from panel_material_ui.template.base import Meta, Page
 
 from workbench.app.actions import Actions
 from workbench.app.code_tab import CodeTab, ScriptView
+from workbench.app.decompose_tab import DecomposeTab
 from workbench.app.export_tab import ExportTab
 from workbench.app.formats_tab import FormatsTab
 from workbench.app.history_tab import HistoryTab
@@ -23,9 +25,12 @@ from workbench.app.inspect_tab import InspectTab
 from workbench.app.layers_tab import LayersTab
 from workbench.app.model_tab import ModelTab
 from workbench.app.project_picker import ProjectPicker
+from workbench.app.prune_tab import PruneTab
+from workbench.app.search_parts import SearchParts
 from workbench.app.search_settings import SearchSettings
 from workbench.app.search_tab import SearchTab
 from workbench.app.style import THEME, page_sx
+from workbench.app.tab_bar import TabBar
 from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
 from workbench.app.view import View
@@ -55,34 +60,28 @@ class WorkbenchPage(View):
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
         self.parts = [self.topbar, self.actions, self.script]
-        # A tab is built when it is first looked at: all nine would double the first paint.
-        self._places = [pn.Column(sizing_mode="stretch_width", margin=0) for _place in range(9)]
         self.notice = ThemedHTML(visible=False, margin=(6, 14, 0, 14))
-        self.tabs = pmui.Tabs(
-            *zip(
-                [
-                    _("Model"),
-                    _("Layers"),
-                    _("Inspect"),
-                    _("Search"),
-                    _("Train"),
-                    _("Formats"),
-                    _("Export"),
-                    _("History"),
-                    _("Code"),
-                ],
-                self._places,
-                strict=True,
-            ),
+        self.tabs = TabBar(
+            [
+                _("Model"),
+                _("Layers"),
+                _("Inspect"),
+                _("Search"),
+                _("Train"),
+                _("Formats"),
+                _("Export"),
+                _("History"),
+                _("Code"),
+            ],
             active=window.tab,
-            dynamic=True,
-            sizing_mode="stretch_width",
-            # Nine stand beside the progress of a job at a width of 1280.
-            sx={
-                "& .MuiTab-root": {"minWidth": "64px", "paddingLeft": "6px", "paddingRight": "6px"}
-            },
         )
-        self._build_tab()
+        # A tab is built when it is first looked at: all nine would double the first paint. From
+        # then on it is only hidden: a Tabulator that is built anew misses what changes meanwhile.
+        self._places = [
+            pn.Column(sizing_mode="stretch_width", margin=0, visible=False)
+            for _name in self.tabs.names
+        ]
+        self._show_tab()
         self.page = Page(
             title="",
             meta=Meta(title=f"{session.project.name} · Compression Workbench"),
@@ -108,6 +107,7 @@ class WorkbenchPage(View):
             self.actions,
             self.notice,
             self.tabs,
+            *self._places,
             self.picker.dialog,
             self.script_dialog,
             sizing_mode="stretch_width",
@@ -138,6 +138,23 @@ class WorkbenchPage(View):
         return self._part(SearchTab(self.session, self.window, self.settings))
 
     @cached_property
+    def prune(self) -> PruneTab:
+        return self._part(PruneTab(self.session, self.window))
+
+    @cached_property
+    def decompose(self) -> DecomposeTab:
+        return self._part(DecomposeTab(self.session, self.window))
+
+    @cached_property
+    def search_parts(self) -> SearchParts:
+        parts: dict[str, Callable[[], View]] = {
+            "quantise": lambda: self.search,
+            "channels": lambda: self.prune,
+            "decompose": lambda: self.decompose,
+        }
+        return self._part(SearchParts(self.session, self.window, parts))
+
+    @cached_property
     def train(self) -> TrainTab:
         return self._part(TrainTab(self.session, self.window))
 
@@ -161,13 +178,15 @@ class WorkbenchPage(View):
         self.parts.append(part)
         return part
 
-    def _build_tab(self) -> None:
-        """Put the tab in front into its place, if it was never there."""
+    def _show_tab(self) -> None:
+        """Bring the tab in front; it is built if it was never there."""
         place = self._places[self.window.tab]
+        for other in self._places:
+            other.visible = other is place
         if not len(place):
             names = (
-                "model", "layers", "inspect", "search", "train", "formats", "export", "history",
-                "code",
+                "model", "layers", "inspect", "search_parts", "train", "formats", "export",
+                "history", "code",
             )  # fmt: skip
             place.append(getattr(self, names[self.window.tab]))
 
@@ -180,12 +199,12 @@ class WorkbenchPage(View):
             log.exception("the session could not be polled")
 
     def _tab_chosen(self) -> None:
-        self.window.tab = self.tabs.active
+        with hold():
+            self.window.tab = self.tabs.active
 
     def _follow_tab(self) -> None:
-        self._build_tab()
-        if self.tabs.active != self.window.tab:
-            self.tabs.active = self.window.tab
+        self._show_tab()
+        self.tabs.active = self.window.tab
 
     def _theme_chosen(self) -> None:
         self.page.sx = page_sx(self.page.dark_theme)

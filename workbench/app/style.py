@@ -101,6 +101,7 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="selected"],
 .tabulator-row .tabulator-cell[tabulator-field="quant_enable"],
 .tabulator-row .tabulator-cell[tabulator-field="retrain_enable"],
+.tabulator-row .tabulator-cell[tabulator-field="prune_enable"],
 .tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"]:hover { text-decoration: underline; }

@@ -24,6 +24,9 @@ class WindowState(param.Parameterized):
     threshold = param.Number(default=0.99, bounds=(-1.0, 1.0), doc="Cosine similarity.")
     pattern = param.String(default="", doc="Regular expression a layer's name must contain.")
     type = param.String(default="", doc="Layer type to show; empty: all.")
+    search_part: Any = param.Selector(
+        default="quantise", objects=["quantise", "channels", "decompose"]
+    )
     dark = param.Boolean(default=False)
     tab = param.Integer(default=LAYERS_TAB)
     notice = param.String(default="", doc="A sentence about what just went wrong.")

@@ -14,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.charts import formats
+from workbench.charts.drawn import exact_values
 from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
 from workbench.charts.theme import PATTERNS, base_figure, hatch, note, palette
@@ -45,6 +46,7 @@ QUANTITIES: dict[str, Quantity] = {
     "sqnr": Quantity("sqnr", "SQNR (dB)", False, -1),
     "accumulated_error": Quantity("accumulated_error", N_("accumulated error 1 − cos"), True, 1),
     "weight_range": Quantity("weight_range", N_("weight range max ÷ min by channel"), True, 0),
+    "prune_sensitivity": Quantity("prune_sensitivity", N_("prune sensitivity"), True, 1),
     "macs": Quantity("macs", N_("multiply-accumulates"), True, 0),
     "parameters": Quantity("parameters", N_("parameters"), True, 0),
 }
@@ -215,6 +217,7 @@ def sensitivity_chart(
         x=np.arange(len(table)),
         y=heights,
         base=base,
+        meta=exact_values(base + heights, values),
         customdata=np.asarray(table["name"], dtype=object),
         hovertext=hover_texts(table),
         hovertemplate="%{hovertext}<extra></extra>",
