@@ -20,7 +20,7 @@ from workbench.studio.project import Project
 from workbench.studio.session import Session
 from workbench.studio.state import ExportResult
 
-ORDER = ("float", "fake_quant", "deploy", "qdq")
+ORDER = ("float", "trained", "compressed", "fake_quant", "deploy", "qdq")
 
 
 def graph_files(project: Project, exports: ExportResult | None) -> dict[str, Path]:

@@ -10,12 +10,15 @@ import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
+from workbench.charts.words import method_title
 from workbench.engine.flows.training_settings import OPTIMIZERS, SCHEDULES, TrainingSettings
+from workbench.studio.compression_config import Compression
 from workbench.studio.training import LOSSES
 from workbench.studio.training_control import RATES
-from workbench.studio.training_state import METHODS
+from workbench.studio.training_state import METHODS, QUANTISING, SPARSITIES
 
 DEFAULTS = TrainingSettings()
+COMPRESSION = Compression()
 BATCH_SIZE = 64
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainingSettings))
 
@@ -37,6 +40,11 @@ class TrainSettings(param.Parameterized):
     evaluate_every = param.Integer(default=DEFAULTS.evaluate_every, bounds=(0, None))
     checkpoint_every = param.Integer(default=DEFAULTS.checkpoint_every, bounds=(0, None))
     seed = param.Integer(default=DEFAULTS.seed, bounds=(0, None))
+    sparsity: Any = param.Selector(default=COMPRESSION.sparsity, objects=list(SPARSITIES))
+    update_freq = param.Integer(default=COMPRESSION.update_freq, bounds=(0, 2**32 - 1))
+    prune_ratio = param.Number(default=COMPRESSION.prune_ratio, bounds=(0.0, 1.0))
+    ascend_optimized = param.Boolean(default=COMPRESSION.ascend_optimized)
+    quantise = param.Boolean(default=COMPRESSION.quantise)
 
     @param.depends("method", watch=True)
     def _usual_rate(self) -> None:
@@ -44,19 +52,35 @@ class TrainSettings(param.Parameterized):
         if self.learning_rate in RATES.values():
             self.learning_rate = RATES[self.method]
 
+    def taken(self) -> tuple[str, ...]:
+        """The settings that the chosen method has."""
+        if self.method == "distill":
+            return ("method", "epochs", "learning_rate", "batch_size", "seed")
+        names = [*FIELDS, "method", "batch_size", "loss"]
+        if not self.quantises():
+            names.remove("clip_rate")
+        if self.method == "compressed":
+            names += ["sparsity", "quantise"]
+        if self.method == "sparse" or (self.method, self.sparsity) == ("compressed", "2:4"):
+            names.append("update_freq")
+        if (self.method, self.sparsity) == ("compressed", "channels"):
+            names += ["prune_ratio", "ascend_optimized"]
+        return tuple(names)
+
+    def quantises(self) -> bool:
+        """Whether the training has quantisers."""
+        if self.method == "compressed":
+            return bool(self.quantise)
+        return self.method in QUANTISING
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Session.train``."""
-        names: tuple[str, ...]
-        if self.method == "distill":
-            names = ("method", "epochs", "learning_rate", "batch_size", "seed")
-        else:
-            known = (*FIELDS, "method", "batch_size", "loss")
-            names = tuple(name for name in self.param if name in known)
-        return {name: getattr(self, name) for name in names}
+        taken = self.taken()
+        return {name: getattr(self, name) for name in self.param if name in taken}
 
     def panel(self) -> Any:
         """The usual controls in one row."""
-        methods = {_("QAT"): "qat", _("distillation"): "distill"}
+        methods = {method_title(method): method for method in METHODS}
         losses = {
             _("by the data"): "auto", _("cross-entropy"): "cross_entropy",
             _("squared error"): "mse", _("float outputs"): "float",
@@ -66,7 +90,21 @@ class TrainSettings(param.Parameterized):
             self._number("epochs", _("epochs"), 84, pmui.IntInput),
             self._number("learning_rate", _("learning rate"), 118, pmui.FloatInput),
             self._number("batch_size", _("batch size"), 98, pmui.IntInput),
-            self._choice("loss", _("loss"), losses, 140, only_qat=True),
+            self._choice("loss", _("loss"), losses, 140),
+            margin=0,
+            styles={"align-items": "center"},
+        )
+
+    def compression(self) -> Any:
+        """What is pruned, and whether it is quantised: for 2:4 sparsity and combined training."""
+        kinds = {_("2:4"): "2:4", _("channels"): "channels", _("none"): "none"}
+        return pn.FlexBox(
+            self._choice("sparsity", _("pruning"), kinds, 128),
+            self._number("update_freq", _("new masks every, steps"), 170, pmui.IntInput),
+            self._number("prune_ratio", _("share of channels to remove"), 190, pmui.FloatInput),
+            self._tick("ascend_optimized", _("keep multiples of 16")),
+            self._tick("quantise", _("quantise")),
+            gap="8px",
             margin=0,
             styles={"align-items": "center"},
         )
@@ -79,46 +117,49 @@ class TrainSettings(param.Parameterized):
         }  # fmt: skip
         whole, number = pmui.IntInput, pmui.FloatInput
         return pn.FlexBox(
-            self._choice("optimizer", _("optimiser"), optimizers, 120, only_qat=True),
-            self._choice("schedule", _("schedule"), schedules, 120, only_qat=True),
-            self._number("weight_decay", _("weight decay"), 120, number, only_qat=True),
-            self._number("clip_rate", _("clip rate, ×"), 110, number, only_qat=True),
-            self._number("gradient_clip", _("gradient clip"), 118, number, only_qat=True),
-            self._number("patience", _("patience"), 96, whole, only_qat=True),
-            self._number("evaluate_every", _("evaluate, steps"), 124, whole, only_qat=True),
-            self._number("checkpoint_every", _("checkpoint, steps"), 136, whole, only_qat=True),
+            self._choice("optimizer", _("optimiser"), optimizers, 120),
+            self._choice("schedule", _("schedule"), schedules, 120),
+            self._number("weight_decay", _("weight decay"), 120, number),
+            self._number("clip_rate", _("clip rate, ×"), 110, number),
+            self._number("gradient_clip", _("gradient clip"), 118, number),
+            self._number("patience", _("patience"), 96, whole),
+            self._number("evaluate_every", _("evaluate, steps"), 124, whole),
+            self._number("checkpoint_every", _("checkpoint, steps"), 136, whole),
             self._number("seed", _("seed"), 90, whole),
             gap="8px",
             margin=0,
             styles={"padding": "8px 0"},
         )
 
-    def _number(
-        self, name: str, label: str, width: int, kind: Any, *, only_qat: bool = False
-    ) -> Any:
+    def _number(self, name: str, label: str, width: int, kind: Any) -> Any:
         extra = {"format": "0.[0000000]"} if kind is pmui.FloatInput else {}
-        return self._for_method(
+        return self._where_taken(
+            name,
             kind.from_param(
                 self.param[name], label=label, width=width, size="small", margin=(4, 4), **extra
             ),
-            only_qat,
         )
 
-    def _choice(
-        self, name: str, label: str, options: dict[str, str], width: int, *, only_qat: bool = False
-    ) -> Any:
+    def _choice(self, name: str, label: str, options: dict[str, str], width: int) -> Any:
         chooser = pmui.Select(
             label=label, options=options, value=getattr(self, name), width=width, size="small",
             margin=(4, 4),
         )  # fmt: skip
         chooser.link(self, value=name, bidirectional=True)
-        return self._for_method(chooser, only_qat)
+        return self._where_taken(name, chooser)
 
-    def _for_method(self, control: Any, only_qat: bool) -> Any:
-        """Distillation trains block after block and has settings of its own."""
-        if only_qat:
-            control.visible = self.method == "qat"
-            self.param.watch(
-                lambda event: setattr(control, "visible", event.new == "qat"), "method"
-            )
+    def _tick(self, name: str, label: str) -> Any:
+        box = pmui.Checkbox.from_param(
+            self.param[name], label=label, size="small", margin=(4, 4)
+        )  # fmt: skip
+        return self._where_taken(name, box)
+
+    def _where_taken(self, name: str, control: Any) -> Any:
+        """Show the control of a setting while the chosen method has it."""
+
+        def follow(*_events: Any) -> None:
+            control.visible = name in self.taken()
+
+        follow()
+        self.param.watch(follow, ["method", "sparsity", "quantise"])
         return control

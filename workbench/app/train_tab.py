@@ -10,15 +10,17 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
+from workbench.app.mask_view import MaskView
 from workbench.app.plot import Plot
 from workbench.app.train_settings import TrainSettings
+from workbench.app.train_words import invitation, kept_sentence, result
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
 from workbench.studio.session import Session
-from workbench.studio.training_state import Curves, TrainingState
+from workbench.studio.training_state import PLAIN, Curves, TrainingState
 
 HEIGHT = 200
 CLIP_HEIGHT = 190
@@ -32,8 +34,9 @@ class TrainTab(View):
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, TRAIN_TAB)
         self.settings = TrainSettings()
-        self.state = JobNotice(session, window, ("open", "train"))
-        self.parts = [self.state]
+        self.state = JobNotice(session, window, ("open", "train", "weights"))
+        self.masks = MaskView(session, window)
+        self.parts = [self.state, self.masks]
         self.start = self._button(
             _("Train"),
             "play_arrow",
@@ -45,6 +48,13 @@ class TrainTab(View):
             _("Resume"), "play_arrow", lambda: session.resume_training(wait=False)
         )
         self.export = self._button(_("Export trained model"), "download", self._export)
+        self.use = self._button(
+            _("Use these weights"), "check", lambda: session.use_weights(wait=False)
+        )
+        self.use.description = _("Make them the project's own; everything is measured anew.")
+        self.back = self._button(
+            _("Take the weights back"), "undo", lambda: session.take_back_weights(wait=False)
+        )
         self.more = self.settings.more()
         self.more.visible = False
         self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
@@ -60,7 +70,8 @@ class TrainTab(View):
         self.checkpoints = ThemedHTML(margin=(8, 0))
         self.watch(session, self.update_curves, "curves")
         self.watch(session, self.update_metric, "summary", "training")
-        self.watch(session, self.update, "job", "layers", "training")
+        self.watch(session, self.update, "job", "layers", "training", "weights")
+        self.watch(self.settings, self.update, "method", "sparsity", "quantise")
         self.watch(session, self.update_checkpoints, "training", "curves", "summary")
         self.watch(self.layers, self.update_clips, "value")
         self.watch(window, self.update_theme, "dark")
@@ -101,7 +112,10 @@ class TrainTab(View):
 
     def _metric_figure(self) -> Any:
         summary = self.session.summary
-        before = math.nan if summary.metric_is_prediction else summary.metric_current
+        training = self.session.training
+        before = math.nan if training is None else training.metric_before
+        if not math.isfinite(before) and not summary.metric_is_prediction:
+            before = summary.metric_current
         return metric_chart(
             self.curves.evaluations,
             metric_name=summary.metric_name or _("metric"),
@@ -159,56 +173,44 @@ class TrainTab(View):
         self.stop.disabled = not running
         self.resume.disabled = active or training is None or not training.can_resume
         self.export.disabled = active or not finished
+        self.use.visible = finished and training is not None and training.method in PLAIN
+        self.use.disabled = active
+        self.back.visible = bool(self.session.weights)
+        self.back.disabled = active
+        shown = self.settings.quantises() or bool(len(self.curves.clips))
+        self.layers.visible = self.clips.visible = shown
         self.text.fill(self._sentence(running))
 
     def _sentence(self, running: bool) -> str:
         training = self.session.training
         if running:
             job = self.session.job
-            words = (job.message if job is not None else "") or _("Training")
+            words = (said(job.message) if job is not None else "") or _("Training")
             return f'<div role="status">{escape(words)}{escape(self._with(training))}</div>'
-        if training is None:
-            return f'<div class="wb-muted">{escape(self._invitation())}</div>'
-        if training.state == "finished":
-            return self._result(training)
-        if training.can_resume:
-            step = training.checkpoints[0].step
-            words = _("The training was stopped. Resume goes on after step") + f" {step}."
+        if training is not None and training.state == "finished":
+            done = escape(result(training, self.session.summary))
+            return f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {done}</div>'
+        if training is not None and training.can_resume:
+            words = _("The training was stopped. Resume goes on after step {step}.").format(
+                step=training.checkpoints[0].step
+            )
             return f'<div role="status">{escape(words)}</div>'
         return f'<div class="wb-muted">{escape(self._invitation())}</div>'
 
     def _with(self, training: TrainingState | None) -> str:
         if training is None or not training.data:
             return ""
-        return f" · {training.data} · {training.loss}"
+        return f" · {said(training.data)} · {said(training.loss)}"
 
     def _invitation(self) -> str:
         layers = self.session.layers
-        count = int(layers["retrain_enable"].sum()) if len(layers) else 0
-        return (
-            _("Trains with quantisation in the loop:")
-            + f" {count} {_('layers are ticked for it in Layers (column “train”).')}"
-        )
-
-    def _result(self, training: TrainingState) -> str:
-        name = self.session.summary.metric_name
-        parts = [
-            f"{formats.metric_title(name)} {formats.metric(training.metric, name)}",
-            f"{training.layers} {_('layers trained')}",
-            f"{training.steps} {_('steps')}",
-            formats.duration(training.seconds),
-        ]
-        delta = formats.metric_delta(self.session.summary.metric_float, training.metric, name)
-        if delta:
-            parts[0] += f" ({delta} {_('against float')})"
-        if training.stopped_early:
-            parts.append(_("stopped early: it gained nothing more"))
-        if training.best_step != training.steps:
-            parts.append(f"{_('the weights are those after step')} {training.best_step}")
-        return (
-            f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: '
-            f"{escape(' · '.join(parts))}</div>"
-        )
+        counts = {
+            name: int(layers[column].sum()) if len(layers) else 0
+            for name, column in (("ticked", "retrain_enable"), ("pruned", "prune_enable"))
+        }
+        words = invitation(self.settings.method, **counts)
+        kept = kept_sentence(self.session.weights, self.session.summary.metric_name)
+        return f"{kept} {words}" if kept else words
 
     def update_checkpoints(self) -> None:
         training = self.session.training
@@ -242,9 +244,11 @@ class TrainTab(View):
         return pn.Column(
             self.state,
             pn.Row(
-                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
+                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.use,
+                self.back, self.fold,
                 sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
             ),
+            self.settings.compression(),
             self.more,
             self.text,
             pn.Row(self.loss, self.metric, **row),
@@ -253,6 +257,7 @@ class TrainTab(View):
                 pn.Column(self.layers, self.clips, **row),
                 **row,
             ),
+            self.masks,
             sizing_mode="stretch_width",
             margin=(0, 14, 10, 14),
         )  # fmt: skip

@@ -6,20 +6,10 @@ from collections.abc import Sequence
 
 from workbench.app.i18n import _
 from workbench.charts import formats
+from workbench.charts.words import method_title
 from workbench.studio.kept_weights import KeptWeights
 from workbench.studio.state import Summary
 from workbench.studio.training_state import TrainingState
-
-
-def method_title(method: str) -> str:
-    """A method as a person calls it."""
-    return {
-        "qat": _("QAT"),
-        "distill": _("distillation"),
-        "finetune": _("fine-tuning"),
-        "sparse": _("2:4 sparsity"),
-        "compressed": _("combined compression"),
-    }.get(method, method)
 
 
 def invitation(method: str, *, ticked: int, pruned: int) -> str:

@@ -15,6 +15,7 @@ def job_title(kind: str) -> str:
         "prune": _("Pruning"),
         "decompose": _("Decomposing"),
         "train": _("Training"),
+        "weights": _("Changing the weights"),
         "formats": _("Measuring formats"),
         "quantize": _("Quantising"),
         "evaluate": _("Evaluating"),
@@ -34,6 +35,17 @@ def job_state(state: str) -> str:
     }.get(state, state)
 
 
+def method_title(method: str) -> str:
+    """A method of training as a person calls it."""
+    return {
+        "qat": _("QAT"),
+        "distill": _("distillation"),
+        "finetune": _("fine-tuning"),
+        "sparse": _("2:4 sparsity"),
+        "compressed": _("combined"),
+    }.get(method, method)
+
+
 def trial_kinds() -> dict[str, str]:
     """What the kinds of trials are called."""
     return {
@@ -51,4 +63,7 @@ def file_title(kind: str) -> str:
         "fake_quant": _("fake-quant, for checking in ONNX Runtime"),
         "deploy": _("deploy, integers for the accelerator"),
         "qdq": _("QDQ, for ONNX Runtime and TensorRT"),
+        "trained": _("float, as trained"),
+        "compressed": _("pruned float, for ONNX Runtime"),
+        "compressed_deploy": _("the same, under the name that tools of the accelerator expect"),
     }.get(kind, kind)

@@ -25,10 +25,10 @@ from workbench.engine.files.retrain_config import default_weight
 from workbench.engine.files.retrain_text import load_retrain_text_config
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.qat import ACTIVATION_TYPES, weight_type
+from workbench.studio.training_state import SPARSITIES
 
 Columns = Mapping[str, Sequence[Any]]
 
-SPARSITIES = ("2:4", "channels", "none")
 _MODES = {"2:4": SELECTIVE, "channels": CHANNEL}
 
 

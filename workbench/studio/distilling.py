@@ -84,6 +84,7 @@ class DistillFlow:
     """Distillation as a training job needs it."""
 
     method = "distill"
+    stage = "placing the quantisers"
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -110,6 +111,9 @@ class DistillFlow:
             for name, entry in found.items()
             if isinstance(entry, dict) and entry.get("quant_enable", True)
         )
+
+    def trained(self) -> int:
+        return len(self.enabled())
 
     def create(self) -> nn.Module:
         run = self._run

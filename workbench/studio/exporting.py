@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from workbench.engine.errors import WorkbenchError, WrongType
 from workbench.engine.events import CancelToken, Notice
@@ -24,6 +25,10 @@ from workbench.studio.workspace import Workspace
 
 if TYPE_CHECKING:
     from workbench.engine.export.verify import Parity
+
+FLOAT_TOLERANCE = 1e-4
+HALF_TOLERANCE = 1e-2
+"""By how much of the largest output a float network may differ in ONNX Runtime."""
 
 TRAINED_TOLERANCE = 0.01
 """By how much of itself the metric of a trained network may differ in ONNX Runtime."""
@@ -85,7 +90,61 @@ def check_and_measure(
         before = float((workspace.project.store.get("training") or {}).get("metric", math.nan))
         trained = Trained(source.metric.name, before, scores["fake_quant"])
     parity = (*_parity(workspace, module, prefix, trained, report, cancel), *problems)
-    float_size = size_on_disk(float_path)
+    return ExportResult(_listed(workspace, files, scores, speed), parity, method)
+
+
+def measure_floats(
+    workspace: Workspace,
+    module: nn.Module,
+    files: Mapping[str, Path],
+    *,
+    report: Reporter,
+    cancel: CancelToken,
+    method: str,
+) -> ExportResult:
+    """Run float files by kind, the project's own as 'float'; the others compute ``module``."""
+    source = workspace.source
+    runnable, scores, problems = _evaluate_files(workspace, files, report, cancel)
+    report.stage("measuring the speed")
+    speed = latencies(runnable, source.evaluation[0].inputs, cancel=cancel) if runnable else {}
+    report.stage("checking that the files agree")
+    batch = source.calibration[0]
+    with torch.no_grad():
+        wanted = _tensors(module(*batch))
+    parity = []
+    for kind, model in runnable.items():
+        if kind != "float":
+            parity.append(_float_parity(files[kind].name, wanted, _tensors(model(*batch))))
+    return ExportResult(_listed(workspace, files, scores, speed), (*parity, *problems), method)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _float_parity(name: str, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> ParityLine:
+    """Two runtimes add in another order: a difference of that size is none."""
+    largest, ok = 0.0, True
+    for a, b in zip(wanted, found, strict=True):
+        half = a.dtype in (torch.float16, torch.bfloat16)
+        difference = float((a.double() - b.double()).abs().max())
+        largest = max(largest, difference)
+        tolerance = HALF_TOLERANCE if half else FLOAT_TOLERANCE
+        ok &= difference <= tolerance * float(a.double().abs().max())
+    words = f"network as trained {'≡' if ok else '≠'} {name}: largest difference {largest:.3g}"
+    return ParityLine(words, ok, largest, None)
+
+
+def _listed(
+    workspace: Workspace,
+    files: Mapping[str, Path],
+    scores: Mapping[str, float],
+    speed: Mapping[str, tuple[float, float]],
+) -> tuple[ExportedFile, ...]:
+    float_size = size_on_disk(files["float"])
     listed = []
     for kind, path in files.items():
         size = size_on_disk(path)
@@ -96,7 +155,7 @@ def check_and_measure(
         listed.append(
             ExportedFile(kind, str(path), size, metric, median, spread, float_size / max(1, size))
         )
-    return ExportResult(tuple(listed), parity, method)
+    return tuple(listed)
 
 
 def _evaluate_files(

@@ -69,6 +69,7 @@ class QatFlow:
     """QAT as a training job needs it."""
 
     method = "qat"
+    stage = "placing the quantisers"
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -94,6 +95,9 @@ class QatFlow:
             for name, entry in found.items()
             if isinstance(entry, dict) and entry.get("retrain_enable", True)
         )
+
+    def trained(self) -> int:
+        return len(self.enabled())
 
     def create(self) -> nn.Module:
         """The model with quantisers, their clip bounds found on the calibration data."""

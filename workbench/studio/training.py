@@ -21,6 +21,8 @@ from workbench.engine.flows.training_recipe import soft_cross_entropy
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.graph.capture import copy_model
 from workbench.studio.code import load_object
+from workbench.studio.masks import masks_file
+from workbench.studio.sources import base_model
 from workbench.studio.tasks import (
     Run,
     ensure_open,
@@ -30,29 +32,44 @@ from workbench.studio.tasks import (
 )
 from workbench.studio.training_data import TrainingData, training_data
 from workbench.studio.training_script import columns_hash
-from workbench.studio.training_state import KEY, groups_file
+from workbench.studio.training_state import COMPRESSING, KEY, QUANTISING, groups_file
 
 LOSSES = ("auto", "cross_entropy", "mse", "float")
 FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
 
 
 class Flow(Protocol):
-    """What the job asks of QAT or distillation."""
+    """What the job asks of a method of training.
+
+    Some also have ``train``, a loop of their own; ``facts``, what the model shows besides; ``cost``
+    of a network that has other layers than the project's; ``plain``, what was trained as a model of
+    its own.
+    """
 
     method: str
+    stage: str
 
     def write_config(self) -> str: ...
     def enabled(self) -> tuple[str, ...]: ...
+    def trained(self) -> int: ...
     def create(self) -> nn.Module: ...
     def finish(self, model: nn.Module) -> None: ...
 
 
 def flow_of(run: Run, method: str) -> Any:
     """The flow called ``method``; ``WrongValue`` if there is none."""
+    from workbench.studio.compressing import CompressionFlow
     from workbench.studio.distilling import DistillFlow
+    from workbench.studio.finetuning import FinetuneFlow
     from workbench.studio.qat import QatFlow
 
-    flows: Mapping[str, Callable[[Run], Any]] = {"qat": QatFlow, "distill": DistillFlow}
+    flows: Mapping[str, Callable[[Run], Any]] = {
+        "qat": QatFlow,
+        "distill": DistillFlow,
+        "finetune": FinetuneFlow,
+        "sparse": lambda run: CompressionFlow(run, "sparse"),
+        "compressed": lambda run: CompressionFlow(run, "compressed"),
+    }
     if method not in flows:
         raise WrongValue(
             f"there is no method {method!r}", where="train", hint=f"Allowed: {', '.join(flows)}."
@@ -65,12 +82,13 @@ def train(run: Run) -> None:
     asked = {key: value for key, value in run.args.items() if key != "resume"}
     method, resume = str(asked.get("method", "qat")), bool(run.args.get("resume"))
     settings = TrainingSettings.from_mapping(asked.get("settings") or {})
-    run.report.stages(6, longest=4)
+    run.report.stages(7, longest=5)
     ensure_open(run.workspace, run.report)
     project = run.workspace.project
     _require_source(run)
-    require_eligible(run.workspace)
     flow = flow_of(run, method)
+    if method in QUANTISING:
+        require_eligible(run.workspace)
     begun = time.perf_counter()
     data = training_data(
         project, run.source.model, run.source.calibration,
@@ -83,10 +101,13 @@ def train(run: Run) -> None:
     loss, words = _loss_for(run, flow, asked, data)
     text = flow.write_config()
     facts = _begin(run, asked, resume, flow, data, words)
-    run.report.stage("placing the quantisers")
+    run.report.stage(flow.stage)
     model = flow.create()
     run.report.stage("evaluating the float model")
     metric_float = evaluate_float(run)
+    run.report.stage("evaluating before the training")
+    facts |= _before(run, flow, model, metric_float, facts)
+    run.store.put(**{KEY: facts})
     run.report.stage("training")
     if hasattr(flow, "train"):
         result = flow.train(model, data, settings)
@@ -100,6 +121,7 @@ def train(run: Run) -> None:
         torch.save(model.state_dict(), temporary)
     seconds = float(facts.get("seconds", 0.0)) + time.perf_counter() - begun
     _add_trial(run, flow, metric, metric_float, seconds, text)
+    facts |= _facts(flow, model)
     facts |= {
         "finished": True,
         "metric": metric,
@@ -112,7 +134,7 @@ def train(run: Run) -> None:
 
 
 def _require_source(run: Run) -> None:
-    kind = run.workspace.project.source.kind
+    kind = run.workspace.project.source.base.kind
     if kind in FILE_SOURCES:
         raise WrongState(
             f"a model that was opened from {FILE_SOURCES[kind]} cannot be trained",
@@ -130,7 +152,7 @@ def _begin(
     known = store.get(KEY) or {}
     facts: dict[str, Any] = {
         "method": flow.method, "asked": asked, "jobs": [run.job], "data": data.title, "loss": loss,
-        "layers": len(flow.enabled()), "columns": columns_hash(store.configuration()[1]),
+        "layers": flow.trained(), "columns": columns_hash(store.configuration()[1], flow.method),
     }  # fmt: skip
     if resume:
         if known.get("method") != flow.method or known.get("finished"):
@@ -140,12 +162,33 @@ def _begin(
                 hint="Start one with train().",
             )
         facts["jobs"] = [*known["jobs"], run.job]
+        facts |= {name: known[name] for name in ("metric_before",) if name in known}
     else:
         remove_checkpoints(folder)
         groups_file(run.workspace.project).unlink(missing_ok=True)
         run.workspace.project.weights_of(flow.method).unlink(missing_ok=True)
+        masks_file(run.workspace.project, flow.method).unlink(missing_ok=True)
     store.put(**{KEY: facts})
     return facts
+
+
+def _before(
+    run: Run, flow: Flow, model: nn.Module, metric_float: float, known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is known of the model that is about to be trained; its metric is measured once."""
+    found = _facts(flow, model)
+    if flow.method == "finetune":
+        found["metric_before"] = metric_float
+    elif flow.method in COMPRESSING and "metric_before" not in known:
+        model.eval()
+        found["metric_before"] = run.source.metric(
+            model, run.source.evaluation, on_event=run.report, cancel=run.cancel
+        )
+    return found
+
+
+def _facts(flow: Any, model: nn.Module) -> dict[str, Any]:
+    return dict(flow.facts(model)) if hasattr(flow, "facts") else {}
 
 
 def _train(
@@ -210,7 +253,9 @@ def _own_loop(run: Run, model: nn.Module, data: TrainingData) -> TrainingResult:
     return TrainingResult(count, None, count, False, None)
 
 
-def chosen_loss(run: Run, name: str, data: TrainingData) -> tuple[dict[str, Any], str]:
+def chosen_loss(
+    run: Run, name: str, data: TrainingData, *, method: str
+) -> tuple[dict[str, Any], str]:
     """(arguments of ``fit``, in words): by the labels if there are any, else the float outputs."""
     if name not in LOSSES:
         raise WrongValue(
@@ -231,11 +276,27 @@ def chosen_loss(run: Run, name: str, data: TrainingData) -> tuple[dict[str, Any]
         return {"loss": nn.CrossEntropyLoss()}, "cross-entropy with the labels"
     if name == "mse":
         return {"loss": nn.functional.mse_loss}, "squared error to the targets"
+    teacher, whose = run.source.model, "the float model's"
+    if method == "finetune":
+        teacher, whose = _larger_model(run), "the larger model's"
     classes = run.source.metric.name == "top1"
     return {
-        "teacher": copy_model(run.source.model),
+        "teacher": copy_model(teacher),
         "loss": soft_cross_entropy if classes else nn.functional.mse_loss,
-    }, "distance to the float model's outputs"
+    }, f"distance to {whose} outputs"
+
+
+def _larger_model(run: Run) -> nn.Module:
+    """What a pruned or decomposed model was made of: of its own outputs it would learn nothing."""
+    source = run.workspace.project.source
+    if source.kind == "shrunk" and source.base.kind in ("zoo", "live", "hf"):
+        return base_model(run.workspace.project, run.workspace.live)
+    raise WrongValue(
+        "fine-tuning needs labels: from its own outputs the model would learn nothing",
+        where="loss",
+        hint="Open the project with labelled training data: "
+        "open_session(…, train=loader of (inputs, labels)).",
+    )
 
 
 def _loss_for(
@@ -253,7 +314,7 @@ def _loss_for(
         return {}, "distance of each block's output to the float model's"
     if given:
         return {}, f"the user's own {given[0]}: {asked[given[0]]}"
-    return chosen_loss(run, str(asked.get("loss") or "auto"), data)
+    return chosen_loss(run, str(asked.get("loss") or "auto"), data, method=flow.method)
 
 
 def _identity(run: Run, asked: Mapping[str, Any], config: str) -> str:
@@ -264,7 +325,7 @@ def _identity(run: Run, asked: Mapping[str, Any], config: str) -> str:
 
 
 def _add_trial(
-    run: Run, flow: Flow, metric: float, metric_float: float, seconds: float, config: str
+    run: Run, flow: Any, metric: float, metric_float: float, seconds: float, config: str
 ) -> None:
     """The trained network in the table of trials, with the cost of what it quantises."""
     workspace = run.workspace
@@ -273,11 +334,12 @@ def _add_trial(
     columns = dict(wanted.columns)
     columns["quant_enable"] = [layer.name in trained for layer in workspace.layers]
     judged = workspace.with_columns(wanted.revision, columns)
+    cost = flow.cost if hasattr(flow, "cost") else workspace.cost
     name = hashlib.sha256(config.encode()).hexdigest()[:12]
     run.store.add_trial(
         run.job, phase="train", kind="trained", metric=metric, loss=metric_float - metric,
         satisfied=True, seconds=seconds, float_layers=left_float(workspace, columns),
-        config_hash=f"{flow.method}:{name}", cost=workspace.cost(judged.config),
+        config_hash=f"{flow.method}:{name}", cost=cost(judged.config),
         settings=workspace.settings(columns),
     )  # fmt: skip
 

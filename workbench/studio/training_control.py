@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from workbench.engine.errors import WrongState, WrongType, WrongValue
-from workbench.studio.training_state import TrainingState
+from workbench.studio.kept_weights import KeptWeights
+from workbench.studio.masks import Weights, masked_weights
+from workbench.studio.project import Project
+from workbench.studio.training_state import COMPRESSING, TrainingState
 
 DISTILL_SAMPLES = 512
-RATES = {"qat": 3e-4, "distill": 1e-3}
-"""Learning rates: what fine-tunes a trained network within two epochs without hurting it first."""
+RATES = {"qat": 3e-4, "distill": 1e-3, "finetune": 1e-3, "sparse": 1e-3, "compressed": 1e-3}
+"""Learning rates: what fine-tunes a network within two epochs without hurting it first."""
 
 
 class Trainable(Protocol):
     """Of a session, what training needs."""
 
     training: TrainingState | None
+    weights: tuple[KeptWeights, ...]
+    project: Project
     _manager: Any
 
     def start(self, kind: str, *, wait: bool = False, **args: Any) -> None: ...
@@ -38,15 +44,25 @@ class TrainingControl:
         loss: str = "auto",
         recipe: Callable[[Any], Any] | str | None = None,
         loop: Callable[[Any, Any, Any], None] | str | None = None,
+        sparsity: str | None = None,
+        update_freq: int | None = None,
+        prune_ratio: float | None = None,
+        ascend_optimized: bool | None = None,
+        quantise: bool | None = None,
         wait: bool = True,
         **settings: Any,
     ) -> None:
-        """Train the layers whose ``retrain_enable`` is on; ``training`` and ``curves`` follow.
+        """Train the project's model; ``training`` and ``curves`` follow.
 
-        ``method``: 'qat' trains weights and clip bounds together, with quantisation in the loop;
+        ``method``: 'qat' trains weights and clip bounds of the layers whose ``retrain_enable`` is
+        on, with quantisation in the loop;
         'distill' trains block after block against the float model's blocks: little data, no labels,
-        and of the settings only epochs, learning_rate and seed.
-        ``learning_rate``: by default 3e-4 for 'qat', 1e-3 for 'distill'.
+        and of the settings only epochs, learning_rate and seed;
+        'finetune' trains the float model, as a pruned or decomposed one needs it;
+        'sparse' gives layers 2:4 sparsity, two of every four weights stay;
+        'compressed' prunes and quantises in one training, layer by layer as the table says.
+        'finetune' and 'sparse' leave other weights, which ``use_weights`` makes the project's.
+        ``learning_rate``: by default 3e-4 for 'qat', else 1e-3.
         ``batch_size`` is for an example's or stored data; a loader has its own. ``samples``: about
         so many an epoch, 0: all; by default 512 for 'distill', which keeps what every block reads
         and gives, and all for 'qat'. ``loss``:
@@ -60,15 +76,28 @@ class TrainingControl:
         batch, index) -> loss``. ``loop(model, loader, report)`` does all of it itself and calls
         ``report(loss)`` after each step. Both can be named as ``package.module:name``.
 
+        Of 'sparse' and 'compressed': ``update_freq``, steps between two choices of the 2:4 masks
+        (default 0: once). Of 'compressed': ``sparsity``, '2:4' (default), 'channels' or 'none';
+        ``quantise``, with quantisers (default) or without; for channels ``prune_ratio`` of each
+        layer (default 0.2) and ``ascend_optimized``, whether multiples of 16 stay (default). Where
+        ``prune_enable`` is on for layers, only these are pruned, by their own ``prune_ratio``.
+
         The evaluation data judges after each epoch, and the weights it judged best stay: with many
         epochs that flatters their metric a little.
 
         Checkpoints are kept in the project: a training that was stopped, or whose process was
         killed, goes on with ``resume_training``, to the same result.
         """
+        from workbench.studio.compression_config import compression_for
         from workbench.studio.training import settings_of
 
         _check_counts(batch_size, samples)
+        named = {
+            "sparsity": sparsity, "update_freq": update_freq, "prune_ratio": prune_ratio,
+            "ascend_optimized": ascend_optimized, "quantise": quantise,
+        }  # fmt: skip
+        compression = {name: value for name, value in named.items() if value is not None}
+        compression_for(method, compression)
         if recipe is not None and loop is not None:
             raise WrongValue(
                 "recipe and loop are both given",
@@ -89,6 +118,7 @@ class TrainingControl:
             settings=settings_of(given),
             recipe=self._keep_live("recipe", recipe),
             loop=self._keep_live("loop", loop),
+            **({"compression": compression} if method in COMPRESSING else {}),
         )
 
     def resume_training(self: Trainable, *, wait: bool = True) -> None:
@@ -105,6 +135,36 @@ class TrainingControl:
                 hint="Start one with train(); one that is finished can only be begun anew.",
             )
         self.start("train", wait=wait, **{**training.asked, "resume": True})
+
+    def use_weights(
+        self: Trainable, path: str | os.PathLike[str] | None = None, *, wait: bool = True
+    ) -> None:
+        """Give the project's model the weights of the last training, or those of a file.
+
+        For 'finetune' and 'sparse'; from then on they are its float weights, and everything is
+        measured anew. ``take_back_weights`` undoes it. ``path``: a state dict of the same model,
+        ``.safetensors`` or what ``torch.save(model.state_dict(), path)`` wrote.
+        """
+        target = None if path is None else os.path.abspath(os.fspath(path))
+        self.start("weights", wait=wait, path=target, back=False)
+
+    def take_back_weights(self: Trainable, *, wait: bool = True) -> None:
+        """The weights before the last ``use_weights`` again; ``WrongState`` if there are none."""
+        self.poll()
+        if not self.weights:
+            raise WrongState(
+                "the model has the weights it came with",
+                where="weights",
+                hint="use_weights() gives it those of a training.",
+            )
+        self.start("weights", wait=wait, back=True)
+
+    def masked_weights(self: Trainable, name: str) -> Weights | None:
+        """(before, after) of a layer with a 2:4 mask, [outputs, inputs]; None without one."""
+        training = self.training
+        if training is None:
+            return None
+        return masked_weights(self.project, training.method, training.masks, name)
 
     def _keep_live(self: Trainable, name: str, value: Any) -> Any:
         """What the job's arguments say of ``value``; the object itself stays in this process."""

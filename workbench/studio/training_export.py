@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from workbench.engine.errors import WrongState
-from workbench.studio.exporting import check_and_measure, export_prefix, write_float
+from workbench.studio.exporting import (
+    check_and_measure,
+    export_prefix,
+    measure_floats,
+    write_float,
+)
 from workbench.studio.project import not_writable
 from workbench.studio.tasks import Run, ensure_open, evaluate_float
 from workbench.studio.training import flow_of
@@ -34,12 +39,20 @@ def export_trained(run: Run) -> None:
     model = flow.restore(weights)
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        flow.save(model, prefix)
+        floats = flow.save(model, prefix)
         float_path = write_float(run.workspace, prefix)
     except OSError as error:
         raise not_writable(Path(prefix).parent, error) from error
-    result = check_and_measure(
-        run.workspace, model, prefix, float_path,
-        report=run.report, cancel=run.cancel, method=method,
-    )  # fmt: skip
+    if floats is None:
+        result = check_and_measure(
+            run.workspace, model, prefix, float_path,
+            report=run.report, cancel=run.cancel, method=method,
+        )  # fmt: skip
+    else:
+        result = measure_floats(
+            run.workspace, model, {"float": float_path, **floats},
+            report=run.report, cancel=run.cancel, method=method,
+        )  # fmt: skip
+    if hasattr(flow, "checks"):
+        result = replace(result, parity=(*result.parity, *flow.checks(model, prefix)))
     project.store.put(exports=json.loads(json.dumps(asdict(result))))

@@ -10,19 +10,27 @@ from typing import Any
 import pandas as pd
 
 from workbench.engine.flows.training_settings import TrainingSettings
-from workbench.studio.columns import trainable
+from workbench.studio.columns import DEFAULT_RATIO, trainable
 from workbench.studio.project import Project, safe_name
 from workbench.studio.search_script import Option, open_lines, option_lines
 from workbench.studio.store import layer_from_json
 from workbench.studio.training_state import KEY
 
-COLUMNS = ("retrain_enable", "channel_wise", "act_bits", "wts_bits")
-"""Columns of the Layers table that a training depends on."""
+QUANTISED = ("retrain_enable", "channel_wise", "act_bits", "wts_bits")
+PRUNED = ("prune_enable", "prune_ratio")
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "qat": QUANTISED,
+    "distill": QUANTISED,
+    "finetune": (),
+    "sparse": PRUNED,
+    "compressed": (*QUANTISED, *PRUNED),
+}
+"""Columns of the Layers table that a training by each method depends on."""
 
 
-def columns_hash(columns: Mapping[str, Sequence[Any]]) -> str:
+def columns_hash(columns: Mapping[str, Sequence[Any]], method: str) -> str:
     """Equal for tables that train the same."""
-    rows = [[_plain(value) for value in columns[name]] for name in COLUMNS]
+    rows = [[_plain(value) for value in columns[name]] for name in COLUMNS[method]]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
@@ -34,24 +42,26 @@ def training_lines(project: Project, table: pd.DataFrame, options: Sequence[Opti
     facts = project.store.get(KEY) or {}
     if not facts.get("finished") or table.empty:
         return []
-    if facts.get("columns") != columns_hash({name: table[name].tolist() for name in COLUMNS}):
-        return []
     method, asked = str(facts["method"]), facts["asked"]
-    needed = [option for option in options if option[1] in COLUMNS]
-    lines, train = _train_lines(project, asked)
+    columns = COLUMNS[method]
+    if facts.get("columns") != columns_hash({n: table[n].tolist() for n in columns}, method):
+        return []
+    needed = [option for option in options if option[1] in columns]
+    lines, train = train_lines(project, asked)
     name = f"{safe_name(project.settings.name)}_{method}"
     return [
         "",
         *lines,
         *open_lines(project, "training", [*train]),
         *option_lines(needed),
-        *_flag_lines(project, table),
+        *(_flag_lines(project, table) if "retrain_enable" in columns else ()),
+        *(_prune_lines(table) if "prune_enable" in columns else ()),
         f"session.train({', '.join(_arguments(asked))})",
         f"session.export(str(out / {name!r}), method={method!r})",
     ]
 
 
-def _train_lines(project: Project, asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def train_lines(project: Project, asked: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(statements before, arguments of ``open_session``) for data and objects of the user."""
     lines, arguments = [], []
     spec = project.settings.train
@@ -73,6 +83,7 @@ def _arguments(asked: Mapping[str, Any]) -> list[str]:
         "samples": asked.get("samples"), "loss": asked.get("loss"),
     }  # fmt: skip
     found = [f"{name}={value!r}" for name, value in values.items() if value is not None]
+    found += [f"{name}={value!r}" for name, value in (asked.get("compression") or {}).items()]
     settings = asked.get("settings") or {}
     found += [
         f"{name}={value!r}"
@@ -94,6 +105,19 @@ def _flag_lines(project: Project, table: pd.DataFrame) -> list[str]:
         if by_default and not on
     ]
     return [f"session.set_flag({off!r}, False, 'retrain_enable')"] if off else []
+
+
+def _prune_lines(table: pd.DataFrame) -> list[str]:
+    ticked = table[table["prune_enable"]]
+    if ticked.empty:
+        return []
+    lines = [f"session.set_flag({ticked['name'].tolist()!r}, True, 'prune_enable')"]
+    for ratio, rows in ticked.groupby("prune_ratio", sort=False):
+        if ratio != DEFAULT_RATIO:
+            lines.append(
+                f"session.set_option({rows['name'].tolist()!r}, 'prune_ratio', {float(ratio)!r})"
+            )
+    return lines
 
 
 def _plain(value: Any) -> Any:

@@ -12,10 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.studio.masks import MaskRow, read_masks
 from workbench.studio.project import Project
 from workbench.studio.training_feed import EVENTS
 
-METHODS = ("qat", "distill")
+METHODS = ("qat", "distill", "finetune", "sparse", "compressed")
+QUANTISING = ("qat", "distill")
+"""Methods that need a layer that can be quantised."""
+
+COMPRESSING = ("sparse", "compressed")
+PLAIN = ("finetune", "sparse")
+"""Methods that leave the model as it is but for its weights, which can become the project's."""
+
+SPARSITIES = ("2:4", "channels", "none")
+"""What 'compressed' can take from layers."""
+
 KEY = "training"
 _KINDS = tuple(event.__name__ for event in EVENTS)
 
@@ -36,7 +47,9 @@ class TrainingState:
 
     ``state``: running, stopped (it can go on from ``checkpoints``), failed, or finished. ``asked``
     are the arguments of ``Session.train``; ``jobs`` those that worked on it, the first begun and
-    each later one resumed. ``metric`` is that of the trained network, NaN until finished.
+    each later one resumed. ``metric`` is that of the trained network, NaN until finished;
+    ``metric_before`` that of the model the training began with, NaN where it is not measured.
+    ``masks``: of 2:4 sparsity, a row for every layer.
     """
 
     method: str
@@ -52,6 +65,8 @@ class TrainingState:
     layers: int = 0
     seconds: float = 0.0
     checkpoints: tuple[CheckpointRow, ...] = ()
+    metric_before: float = math.nan
+    masks: tuple[MaskRow, ...] = ()
 
     @property
     def can_resume(self) -> bool:
@@ -139,13 +154,15 @@ class TrainingFollower:
             for key in ("data", "loss", "best_step", "steps", "stopped_early", "layers", "seconds")
             if key in facts
         }
-        metric = facts.get("metric")
+        metric, before = facts.get("metric"), facts.get("metric_before")
         return TrainingState(
             method=str(facts["method"]),
             asked=facts["asked"],
             jobs=tuple(facts["jobs"]),
             state=self._job_state(facts),
             metric=math.nan if metric is None else float(metric),
+            metric_before=math.nan if before is None else float(before),
+            masks=read_masks(facts.get("masks")),
             checkpoints=checkpoint_rows(self._project, str(facts["method"]), self._written),
             **known,
         )

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class Workspace:
         self.live = live
         self.training: dict[str, Any] = {}
         """Recipe and loop of the training that was last asked for, where they are objects."""
+        self.made: dict[Path, Workspace] = {}
+        """Of the smaller projects that were made of a live model: kept, as it is nowhere else."""
         self.lock = threading.Lock()
         self._source: LoadedSource | None = None
         self._captured: Captured | None = None
@@ -67,8 +70,12 @@ class Workspace:
         """Another model object under the same project: forget what was kept of the old one."""
         with self.lock:
             self.live = live
-            self._source = self._captured = self._digest = None
-            self._calibrations.clear()
+            self.forget_model()
+
+    def forget_model(self) -> None:
+        """The project's model is another one now; it is loaded again when it is needed."""
+        self._source = self._captured = self._digest = None
+        self._calibrations.clear()
 
     @property
     def digest(self) -> str:

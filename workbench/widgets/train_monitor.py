@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
-from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
+from workbench.charts import (
+    clip_chart,
+    formats,
+    loss_chart,
+    metric_chart,
+    rate_chart,
+    sparse_weight_chart,
+)
+from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
+from workbench.charts.words import method_title
+from workbench.studio.training_state import METHODS, PLAIN
 from workbench.widgets import figures
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
@@ -19,8 +29,9 @@ if TYPE_CHECKING:
 
     from workbench.studio.session import Session
 
-METHODS = (("QAT", "qat"), (N_("distillation"), "distill"))
 MOST_CLIPS = 4
+NOTHING = ((0.0,),)
+MASK_HEADS = (N_("layer"), N_("stays"), N_("why not"))
 
 
 class TrainMonitor(SessionView):
@@ -33,7 +44,7 @@ class TrainMonitor(SessionView):
         self.session = session
         self.dark = dark
         self.method = w.Dropdown(
-            options=[(_(title), method) for title, method in METHODS], value="qat"
+            options=[(method_title(method), method) for method in METHODS], value=METHODS[0]
         )
         self.method.layout.width = "130px"
         self.epochs = w.BoundedIntText(value=epochs, min=1, max=100_000, description=_("epochs"))
@@ -41,22 +52,37 @@ class TrainMonitor(SessionView):
         self.start = button(_("Train"), self._start, style="primary")
         self.stop = button(_("Stop"), self._stop, tip=_("Stop, with a checkpoint where it is"))
         self.resume = button(_("Resume"), self._resume, tip=_("Go on from the last checkpoint"))
-        self.bar = JobBar(session, kinds=("train",))
+        self.use = button(
+            _("Use these weights"),
+            self._use,
+            tip=_("Make them the project's own; everything is measured anew."),
+        )
+        self.back = button(_("Take the weights back"), self._back)
+        self.bar = JobBar(session, kinds=("train", "weights"))
         self.layers = w.SelectMultiple(description=_("bounds of"), rows=4)
         self.layers.layout.width = "420px"
+        self.masked = w.Dropdown(description=_("weight of"), options=())
+        self.masked.layout.width = "420px"
         self._figures = self._build()
-        self.loss, self.metric, self.rate, self.clips = map(figures.live, self._figures)
+        self.loss, self.metric, self.rate, self.clips, self.weight = map(
+            figures.live, self._figures
+        )
         self.result = w.HTML()
         super().__init__(
             session,
             [
-                w.HBox([self.method, self.epochs, self.start, self.stop, self.resume]),
+                w.HBox([
+                    self.method, self.epochs, self.start, self.stop, self.resume, self.use,
+                    self.back,
+                ]),
                 self.bar, self.result, self.loss, self.metric, self.layers, self.clips, self.rate,
+                self.masked, self.weight,
             ],
         )  # fmt: skip
         self.layers.observe(lambda _: None if self._muted else self.refresh(), "value")
-        self.watch(self.refresh, "curves", "training", "summary")
-        self.watch(self._running, "job", "training")
+        self.masked.observe(lambda _: None if self._muted else self.refresh(), "value")
+        self.watch(self.refresh, "curves", "training", "summary", "weights")
+        self.watch(self._running, "job", "training", "weights")
         self._running()
         self.refresh()
 
@@ -71,18 +97,32 @@ class TrainMonitor(SessionView):
     def _resume(self) -> None:
         self.act(lambda: self.session.resume_training(wait=False))
 
+    def _use(self) -> None:
+        self.act(lambda: self.session.use_weights(wait=False))
+
+    def _back(self) -> None:
+        self.act(lambda: self.session.take_back_weights(wait=False))
+
     def _running(self) -> None:
         job, training = self.session.job, self.session.training
         active = job is not None and job.active
         self.start.disabled = active
         self.stop.disabled = not (active and job is not None and job.kind == "train")
         self.resume.disabled = active or training is None or not training.can_resume
+        plain = training is not None and training.state == "finished" and training.method in PLAIN
+        self.use.disabled = active or not plain
+        self.back.disabled = active or not self.session.weights
 
-    def _build(self) -> tuple[go.Figure, go.Figure, go.Figure, go.Figure]:
+    def _build(self) -> tuple[go.Figure, ...]:
         curves, summary = self.session.curves, self.session.summary
         total = int(curves.steps["steps"].iloc[-1]) if len(curves.steps) else 0
         dark = self.dark
-        before = math.nan if summary.metric_is_prediction else summary.metric_current
+        training = self.session.training
+        before = math.nan if training is None else training.metric_before
+        if not math.isfinite(before) and not summary.metric_is_prediction:
+            before = summary.metric_current
+        chosen = self.masked.value
+        pair = self.session.masked_weights(chosen) if chosen else None
         return (
             loss_chart(curves.steps, total=total, dark=dark),
             metric_chart(
@@ -95,6 +135,7 @@ class TrainMonitor(SessionView):
             ),
             rate_chart(curves.steps, total=total, dark=dark),
             clip_chart(curves.clips, self.layers.value, total=total, dark=dark),
+            sparse_weight_chart(*(pair or (NOTHING, NOTHING)), name=chosen or "", dark=dark),
         )
 
     def refresh(self) -> None:
@@ -104,8 +145,16 @@ class TrainMonitor(SessionView):
                 kept = tuple(name for name in self.layers.value if name in names)
                 self.layers.options = names
                 self.layers.value = kept or (names[:1] + names[-1:] if names else ())
+        training = self.session.training
+        masks = training.masks if training is not None else ()
+        masked = tuple(row.layer for row in masks if row.density < 1.0)
+        if masked != self.masked.options:
+            with self.mute():
+                self.masked.options = masked
+        for widget in (self.masked, self.weight):
+            widget.layout.display = "" if masked else "none"
         before, self._figures = self._figures, self._build()
-        shown = (self.loss, self.metric, self.rate, self.clips)
+        shown = (self.loss, self.metric, self.rate, self.clips, self.weight)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
             figures.replace(widget, old, new)
         self.result.value = self._text()
@@ -128,6 +177,15 @@ class TrainMonitor(SessionView):
             f"<td>{formats.size(row.bytes)}</td></tr>"
             for row in training.checkpoints
         )
+        masks = "".join(
+            f"<tr><td>{html.escape(row.layer)}</td><td>{row.density:.0%}</td>"
+            f"<td>{html.escape(said(row.reason))}</td></tr>"
+            for row in training.masks
+        )
+        if masks:
+            heads = "".join(f"<th>{_(head)}</th>" for head in MASK_HEADS)
+            masks = f'<table class="wb-table"><tr>{heads}</tr>{masks}</table>'
         return (
-            f'<div class="wb-note">{" · ".join(parts)}</div><table class="wb-table">{rows}</table>'
+            f'<div class="wb-note">{" · ".join(parts)}</div>'
+            f'<table class="wb-table">{rows}</table>{masks}'
         )
