@@ -53,7 +53,7 @@ def decompose(run: Run) -> None:
             )
         layers = {row["name"]: int(row["rank"]) for row in report if not row["skipped"]}
         found = make_project(
-            run, model, Step("decompose", layers, notes), staging,
+            run, model, Step("decompose", layers, notes, {"options": run.args["options"]}), staging,
             metric_before=metric_before, begun=begun,
         )  # fmt: skip
     finish(run, found)

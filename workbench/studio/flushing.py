@@ -1,4 +1,5 @@
-"""``ptq.json`` and ``log.py`` follow the configuration: before a job, and when it is quiet.
+"""``ptq.json``, ``prune.cfg`` and ``log.py`` follow the configuration: before a job, and when it
+is quiet.
 
 Writing a thousand layers takes longer than a click may, and the truth is in SQLite anyway.
 """
@@ -8,10 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.engine.errors import WorkbenchError
+from workbench.engine.files.prune_config import format_prune_config
 from workbench.studio.project import Project, write_whole
 
 if TYPE_CHECKING:
@@ -22,12 +25,23 @@ log = logging.getLogger("workbench.studio.files")
 QUIET_SECONDS = 1.0
 
 
-class ProjectFiles:
-    """Writes the two files; ``texts`` gives (revision, configuration, script) of one moment."""
+@dataclass(frozen=True)
+class FileTexts:
+    """``config``: of quantisation, None where no layer can be quantised. ``ratios``: layer ->
+    channels that shall go; ``aligned``: in multiples of 16.
+    """
 
-    def __init__(
-        self, project: Project, texts: Callable[[], tuple[int, QuantConfig, str] | None]
-    ) -> None:
+    revision: int
+    config: QuantConfig | None
+    ratios: Mapping[str, float]
+    aligned: bool
+    script: str
+
+
+class ProjectFiles:
+    """Writes the files; ``texts`` says what of one moment."""
+
+    def __init__(self, project: Project, texts: Callable[[], FileTexts | None]) -> None:
         self._project = project
         self._texts = texts
         self._lock = threading.Lock()
@@ -40,12 +54,18 @@ class ProjectFiles:
             return
         with self._lock:
             found = self._texts()
-            if found is None or found[0] == self._written:
+            if found is None or found.revision == self._written:
                 return
-            revision, config, script = found
-            write_whole(self._project.config_path, config.to_json())
-            write_whole(self._project.log_path, script)
-            self._written = revision
+            if found.config is not None:
+                write_whole(self._project.config_path, found.config.to_json())
+            if found.ratios:
+                text = format_prune_config(found.ratios, ascend_optimized=found.aligned)
+                write_whole(self._project.prune_path, text)
+            else:
+                self._project.prune_path.unlink(missing_ok=True)
+            if found.script:
+                write_whole(self._project.log_path, found.script)
+            self._written = found.revision
 
     def outdated(self) -> None:
         """What the files say has changed without an edit, for example by a training that ended."""

@@ -13,9 +13,17 @@ from workbench.studio.history import DELETIONS
 from workbench.studio.measurements import Measurement
 from workbench.studio.pins import read_pins
 from workbench.studio.project import Project
+from workbench.studio.pruning_state import PruningState
 from workbench.studio.state import Change, JobState
 from workbench.studio.store import Cells
-from workbench.studio.table import SETTINGS, build_table, with_cells, with_measurements, with_pins
+from workbench.studio.table import (
+    SETTINGS,
+    build_table,
+    with_cells,
+    with_measurements,
+    with_pins,
+    with_sensitivity,
+)
 from workbench.studio.training_state import TrainingFollower
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ class Follower:
         self._last_trial = 0
         self._deletions = 0
         self._meta: dict[str, str] = {}
+        self._pruning: PruningState | None = None
 
     def row(self, name: str) -> int:
         """The row of a layer; ``WrongValue`` if there is no such layer."""
@@ -78,6 +87,7 @@ class Follower:
         self._measured_seq = max((m.seq for m in rows), default=0)
         pins = read_pins(store)
         table = build_table(self.infos, columns, store.weight_ranges(), self._measured, pins)
+        table = with_sensitivity(table, self._pruning)
         self.figures.reset(self.infos, table)
         self._last_trial = 0
         can_undo, can_redo = edits.stacks(store)
@@ -130,6 +140,9 @@ class Follower:
             elif key == "pins":
                 updates["pins"] = value
                 updates["layers"] = with_pins(updates.get("layers", table), value)
+            elif key == "pruning":
+                updates["pruning"] = self._pruning = value
+                updates["layers"] = with_sensitivity(updates.get("layers", table), value)
             else:
                 updates[key] = value
         return updates | self._training.updates()

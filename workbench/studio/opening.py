@@ -260,7 +260,8 @@ def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
         return Project.create(path, settings=settings)
     opened = Project.open(path)
     old = opened.settings
-    if old.source != settings.source:
+    # A smaller model is made of its base again.
+    if settings.source not in (old.source, old.source.base):
         opened.close()
         raise WrongValue(
             f"the folder holds a project of {old.source.kind} {old.source.name!r}",
@@ -288,8 +289,9 @@ def _keep_live(project: Project, live: LiveSource) -> None:
 
     if project.read_only:
         return
-    with replace_on_success(project.state_path) as temporary:
-        _save_weights(live.model, temporary)
+    if project.source.kind != "shrunk":
+        with replace_on_success(project.state_path) as temporary:
+            _save_weights(live.model, temporary)
     if live.data is not None:
         write_stored(project.data_path, live.data)
 

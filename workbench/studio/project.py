@@ -18,7 +18,8 @@ from workbench.studio.store import Store
 
 TOML_NAME = "project.toml"
 STORE_NAME = "project.sqlite"
-SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "none")
+SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "shrunk", "none")
+SHRINK_STEPS = ("prune", "decompose")
 DATA_KINDS = ("zoo", "stored", "npz", "python", "none")
 TRAIN_KINDS = ("zoo", "live", "npz", "python", "none")
 MAX_NAME = 200
@@ -40,12 +41,25 @@ _UNSAFE = re.compile(r"[^\w.\- ]+", re.UNICODE)
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where the model comes from: ``kind`` and a name, path or ``package.module:factory``."""
+    """Where the model comes from: ``kind`` and a name, path or ``package.module:factory``.
+
+    A ``shrunk`` one has among its arguments the ``base`` that it was made of and the ``steps``.
+    """
 
     kind: str = "none"
     name: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
+
+    @property
+    def base(self) -> SourceSpec:
+        """The source of the model before any step: this one, unless it is a shrunk one."""
+        return SourceSpec(**self.arguments["base"]) if self.kind == "shrunk" else self
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What was done to the base, one after the other: prune, decompose."""
+        return tuple(self.arguments["steps"]) if self.kind == "shrunk" else ()
 
 
 @dataclass(frozen=True)
@@ -173,9 +187,15 @@ class Project:
     def record_path(self) -> Path:
         return self.folder / "ptq.record.txt"
 
+    @property
+    def prune_path(self) -> Path:
+        """The pruning configuration; there is none while no layer is to lose channels."""
+        return self.folder / "prune.cfg"
+
     def config_of(self, method: str) -> Path:
-        """The configuration of a flow: ``ptq.json``, ``qat.json``, ``distill.json``."""
-        return self.folder / f"{method}.json"
+        """The configuration of a flow: ``ptq.json``, ``qat.json``, ``compressed.cfg``."""
+        ending = "cfg" if method in ("sparse", "compressed") else "json"
+        return self.folder / f"{method}.{ending}"
 
     def record_of(self, method: str) -> Path:
         return self.folder / f"{method}.record.txt"
@@ -329,6 +349,8 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
         raise WrongValue(
             f"source.kind is {source.kind!r}; allowed: {', '.join(SOURCE_KINDS)}", where=where
         )
+    if source.kind == "shrunk":
+        _check_shrunk(source, where)
     if data.kind not in DATA_KINDS:
         raise WrongValue(
             f"data.kind is {data.kind!r}; allowed: {', '.join(DATA_KINDS)}", where=where
@@ -344,6 +366,29 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
         json.dumps(dict(source.arguments))
     except (TypeError, ValueError) as error:
         raise WrongType(f"source.arguments: {error}", where=where) from error
+
+
+def _check_shrunk(source: SourceSpec, where: str) -> None:
+    base, steps = source.arguments.get("base"), source.arguments.get("steps")
+    fields = {"kind": str, "name": str, "arguments": Mapping, "weights": str}
+    if not isinstance(base, Mapping) or any(
+        key not in fields or not isinstance(value, fields[key]) for key, value in base.items()
+    ):
+        raise WrongType(
+            f"source.arguments.base is {base!r}; it must be a table of {', '.join(fields)}",
+            where=where,
+        )
+    kinds = [kind for kind in SOURCE_KINDS if kind not in ("shrunk", "none")]
+    if base.get("kind") not in kinds:
+        raise WrongValue(
+            f"source.arguments.base.kind is {base.get('kind')!r}; allowed: {', '.join(kinds)}",
+            where=where,
+        )
+    if not isinstance(steps, list | tuple) or any(step not in SHRINK_STEPS for step in steps):
+        raise WrongValue(
+            f"source.arguments.steps is {steps!r}; allowed: a list of {', '.join(SHRINK_STEPS)}",
+            where=where,
+        )
 
 
 def to_toml(settings: ProjectSettings) -> str:

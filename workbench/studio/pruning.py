@@ -102,6 +102,7 @@ def prune_search(run: Run) -> None:
         max_ratio=limit,
         loss=loss,
         samples=samples,
+        batches=int(run.args.get("batches") or 0),
         seconds=time.perf_counter() - begun,
         job=run.job,
     )
@@ -273,7 +274,7 @@ def prune(run: Run) -> None:
             hint="Switch layers on, or take a plan of a search over.",
         )
     text = format_prune_config(ratios, ascend_optimized=bool(run.args["aligned"]))
-    write_whole(project.folder / "prune.cfg", text)
+    write_whole(project.prune_path, text)
     run.report.stage("evaluating the float model")
     metric_before = evaluate_float(run)
     run.report.stage("removing channels")
@@ -287,12 +288,26 @@ def prune(run: Run) -> None:
             source.model, source.example, str(config), str(record),
             on_event=run.report, cancel=run.cancel,
         )  # fmt: skip
-        step = _step(getattr(smaller, REPORT))
+        step = _step(getattr(smaller, REPORT), _asked(run, ratios, by_search=bool(chosen)))
         found = make_project(run, smaller, step, staging, metric_before=metric_before, begun=begun)
     finish(run, found)
 
 
-def _step(report: PruneReport) -> Step:
+def _asked(run: Run, ratios: Mapping[str, float], *, by_search: bool) -> dict[str, Any]:
+    """What ``log.py`` needs: the ratios, and the search if it said which channels go."""
+    asked: dict[str, Any] = {"ratios": dict(ratios), "aligned": bool(run.args["aligned"])}
+    state = read_pruning(run.store, run.store.get("pruning")) if by_search else None
+    if state is not None:
+        asked["search"] = {
+            "sensitivity": state.measure,
+            "batches": state.batches or None,
+            "max_ratio": state.max_ratio,
+            "aligned": state.aligned,
+        }
+    return asked
+
+
+def _step(report: PruneReport, asked: Mapping[str, Any]) -> Step:
     layers: dict[str, int] = {}
     for group in report.groups:
         for name, gone in group.removed.items():
@@ -305,7 +320,7 @@ def _step(report: PruneReport) -> Step:
             where="configuration",
             hint="; ".join(f"{name}: {reason}" for name, reason in list(notes.items())[:5]),
         )
-    return Step("prune", layers, notes)
+    return Step("prune", layers, notes, asked)
 
 
 def _choice(run: Run, ratios: Mapping[str, float]) -> dict[str, list[int]]:

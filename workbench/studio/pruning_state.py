@@ -58,7 +58,7 @@ class PruningState:
     layer); ``loss`` and ``samples``: what it was measured with. ``original``: the whole model.
     ``plans`` by rising target, ``uniform`` by rising ratio. ``blocked``: why layers lose nothing.
     ``coupled``: layer -> others that must be switched on with it. ``aligned``: multiples of 16
-    channels are kept. ``max_ratio``: of a layer, at most.
+    channels are kept. ``max_ratio``: of a layer, at most. ``batches``: as asked for, 0: as usual.
     """
 
     measure: str
@@ -73,6 +73,7 @@ class PruningState:
     max_ratio: float
     loss: str = ""
     samples: int = 0
+    batches: int = 0
     seconds: float = 0.0
     job: int = 0
 
@@ -159,6 +160,7 @@ class Shrunk:
     are (before, after): the float metric, parameters, bytes, MACs, milliseconds in ONNX Runtime.
     ``onnx``: float files, before and after, in the new project. ``layers``: what became of each
     layer: a number of channels that went, or a rank. ``notes``: why others stay as they are.
+    ``asked``: what ``log.py`` needs to do it again.
     """
 
     kind: str
@@ -174,6 +176,7 @@ class Shrunk:
     onnx: tuple[str, str]
     layers: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -226,6 +229,7 @@ def store_pruning(store: Store, state: PruningState) -> None:
         "max_ratio": state.max_ratio,
         "loss": state.loss,
         "samples": state.samples,
+        "batches": state.batches,
         "seconds": state.seconds,
         "job": state.job,
     }
@@ -254,7 +258,8 @@ def read_pruning(store: Store, facts: Any) -> PruningState | None:
         **{
             key: facts[key]
             for key in (
-                "measure", "blocked", "aligned", "max_ratio", "loss", "samples", "seconds", "job",
+                "measure", "blocked", "aligned", "max_ratio", "loss", "samples", "batches",
+                "seconds", "job",
             )
         },
     )  # fmt: skip

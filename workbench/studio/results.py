@@ -14,7 +14,10 @@ import numpy as np
 import pandas as pd
 
 from workbench.studio.formats_state import read_formats, read_quantized, read_ways
+from workbench.studio.kept_weights import KEY as WEIGHTS
+from workbench.studio.kept_weights import read_weights_kept
 from workbench.studio.pins import as_pins
+from workbench.studio.pruning_state import read_decomposition, read_pruning, read_shrunk
 from workbench.studio.state import Change, ExportedFile, ExportResult, ParityLine, Summary
 from workbench.studio.store import Cells, Store
 
@@ -29,6 +32,7 @@ TRIAL_COLUMNS = (
 
 META_KEYS = (
     "figures", "ranking", "bracket", "exports", "inspected", "pins", "formats", "ways", "quantized",
+    "pruning", "decomposition", "shrunk", "origin", WEIGHTS,
 )  # fmt: skip
 
 
@@ -132,7 +136,10 @@ def changed_meta(store: Store, seen: dict[str, str]) -> dict[str, Any]:
     for key, text in rows:
         if seen.get(key) != text:
             seen[key] = text
-            changed[key] = _READERS[key](json.loads(text))
+            value = json.loads(text)
+            changed[key] = (
+                read_pruning(store, value) if key == "pruning" else _READERS[key](value)
+            )
     return changed
 
 
@@ -158,6 +165,10 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "formats": read_formats,
     "ways": read_ways,
     "quantized": read_quantized,
+    "decomposition": read_decomposition,
+    "shrunk": read_shrunk,
+    "origin": read_shrunk,
+    WEIGHTS: read_weights_kept,
 }
 
 

@@ -10,9 +10,12 @@ from typing import Any
 from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken
 from workbench.studio import jobtable
+from workbench.studio.decomposing import decompose
 from workbench.studio.formats import formats, quantize_modules
 from workbench.studio.history import remember
 from workbench.studio.inspecting import inspect
+from workbench.studio.kept_weights import use_weights
+from workbench.studio.pruning import prune, prune_search
 from workbench.studio.reporter import Heart, Reporter, trim_events
 from workbench.studio.searching import search
 from workbench.studio.state import ErrorText
@@ -25,7 +28,11 @@ TASKS: dict[str, Task] = {
     "analyse": analyse,
     "inspect": inspect,
     "search": search,
+    "prune_search": prune_search,
+    "prune": prune,
+    "decompose": decompose,
     "train": train,
+    "weights": use_weights,
     "formats": formats,
     "quantize": quantize_modules,
     "evaluate": evaluate,

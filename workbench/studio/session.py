@@ -16,13 +16,14 @@ from workbench.studio import edits, jobtable, results
 from workbench.studio.columns import FLAGS, OPTIONS, checked, refusal
 from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
-from workbench.studio.flushing import ProjectFiles
+from workbench.studio.flushing import FileTexts, ProjectFiles
 from workbench.studio.following import Follower
 from workbench.studio.formats_control import FormatsControl
 from workbench.studio.formats_state import no_formats
 from workbench.studio.history_control import HistoryControl
 from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
+from workbench.studio.pruning_control import PruningControl
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
 from workbench.studio.steering import Steering
 from workbench.studio.training_control import TrainingControl
@@ -39,7 +40,14 @@ __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summar
 LIVENESS_SECONDS = 0.5
 
 
-class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.Parameterized):
+class Session(
+    Steering,
+    TrainingControl,
+    FormatsControl,
+    PruningControl,
+    HistoryControl,
+    param.Parameterized,
+):
     """The live state a window binds to.
 
     Params change only in ``poll()`` and in the edit methods, always together in one batch, and
@@ -63,6 +71,11 @@ class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.P
     formats = param.Parameter(doc="DataFrame of layers, each alone in every number format.")
     ways = param.Dict({}, doc="How layers are to be quantised as modules, where chosen.")
     quantized = param.Parameter(None, doc="What the last quantize_modules measured and wrote.")
+    weights: Any = param.Parameter((), doc="Weights taken over from trainings, newest last.")
+    pruning = param.Parameter(None, doc="The last search_pruning: a PruningState, or None.")
+    decomposition = param.Parameter(None, doc="The last decompose(dry_run=True), or None.")
+    shrunk = param.Parameter(None, doc="The last smaller project that was made of this one.")
+    origin = param.Parameter(None, doc="Of a smaller project: what it was made of, and how.")
     exports = param.Parameter(None, doc="What the last export wrote.")
     deletions = param.Integer(0, doc="How often rows were deleted from the history.")
     can_undo = param.Boolean(False)
@@ -120,7 +133,7 @@ class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.P
             updates |= self._follower.results(
                 updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
             )
-            if "training" in updates or "quantized" in updates:
+            if {"training", "quantized", "weights", "pruning", "shrunk"} & updates.keys():
                 self._files.outdated()
             self._tick = tick
             summary = self._follower.figures.summary(updates.get("layers", self.layers))
@@ -320,7 +333,8 @@ class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.P
         """Write the ONNX files, measure them in ONNX Runtime and check that they agree.
 
         ``prefix`` is a folder and the beginning of the file names; None: ``exports/<project>`` in
-        the project. ``method``: 'ptq', or 'qat' for the network of the last training.
+        the project. ``method``: 'ptq', or that of a finished training ('qat', 'distill',
+        'finetune', 'sparse', 'compressed') for the network that it trained.
         """
         target = None if prefix is None else os.path.join(os.getcwd(), prefix)
         self.start("export", wait=wait, prefix=target, method=method)
@@ -369,12 +383,20 @@ class Session(Steering, TrainingControl, FormatsControl, HistoryControl, param.P
         """Bring ``ptq.json`` and ``log.py`` up to date with the configuration, if they are not."""
         self._files.flush()
 
-    def _texts(self) -> tuple[int, QuantConfig, str] | None:
-        """(revision, configuration, script) of one moment, None if there is nothing to write."""
+    def _texts(self) -> FileTexts | None:
+        """What there is to write at one moment; None: nothing."""
         with self._lock:
-            if not any(layer.eligible for layer in self._follower.infos):
+            eligible = any(layer.eligible for layer in self._follower.infos)
+            ratios = self.prune_ratios()
+            if not eligible and not ratios:
                 return None
-            return self.revision, self.quant_config(), self.script()
+            return FileTexts(
+                revision=self.revision,
+                config=self.quant_config() if eligible else None,
+                ratios=ratios,
+                aligned=self.pruning is not None and self.pruning.aligned,
+                script=self.script() if eligible else "",
+            )
 
     def script(self) -> str:
         """The Python script that does all of this again."""

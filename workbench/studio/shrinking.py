@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -41,11 +42,12 @@ STAGES = 3
 
 @dataclass(frozen=True)
 class Step:
-    """What made the model smaller. ``layers``: what each lost; ``notes``: why others did not."""
+    """What made the model smaller, as ``Shrunk`` tells it."""
 
     kind: str
     layers: Mapping[str, int]
     notes: Mapping[str, str]
+    asked: Mapping[str, Any]
 
 
 @contextmanager
@@ -113,7 +115,10 @@ def make_project(
     speed = latencies(runnable, source.evaluation[0].inputs, cancel=run.cancel)
     _write_weights(model, staging / WEIGHTS)
     _copy_steps(base, staging)
-    settings = _settings(base, target.name, step.kind, staging)
+    settings = _settings(base, target.name, staging)
+    steps = [*base.source.steps, step.kind]
+    arguments = {**settings.source.arguments, "steps": steps}
+    settings = replace(settings, source=replace(settings.source, arguments=arguments))
     before, after = run.workspace.capture(), captured
     found = Shrunk(
         kind=step.kind,
@@ -129,6 +134,7 @@ def make_project(
         onnx=(str(target / "exports" / names["before"]), str(target / "exports" / names["after"])),
         layers=dict(step.layers),
         notes=dict(step.notes),
+        asked=dict(step.asked),
         seconds=time.perf_counter() - begun,
     )
     project = Project.create(staging, settings=settings)
@@ -147,18 +153,28 @@ def finish(run: Run, found: Shrunk) -> None:
         run.workspace.made[path] = shared_workspace(path, run.workspace.live)
 
 
-def _settings(base: Project, name: str, step: str, staging: Path) -> ProjectSettings:
-    """As the base's, with paths that mean the same from the new folder."""
+def fresh_copy(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """A new project in ``target`` of the same smaller model, without anything found out of it."""
+    base = Project.open(folder)
+    try:
+        with staged_project(os.fspath(Path(target).absolute())) as staging:
+            shutil.copyfile(base.folder / WEIGHTS, staging / WEIGHTS)
+            _copy_steps(base, staging)
+            Project.create(staging, settings=_settings(base, base.name, staging)).close()
+    finally:
+        base.close()
+    return Path(target)
+
+
+def _settings(base: Project, name: str, staging: Path) -> ProjectSettings:
+    """As the base's, of the same base and steps, with paths that mean the same from the folder."""
     old = base.settings
     dense = old.source.base
     if dense.kind in ("pt2", "onnx", "hf"):
         dense = replace(dense, name=_carried(base, dense.name, staging))
     origin = {key: value for key, value in asdict(dense).items() if value and key != "weights"}
-    source = SourceSpec(
-        "shrunk", dense.name, {"base": origin, "steps": [*old.source.steps, step]}, WEIGHTS
-    )
-    if old.source.kind == "shrunk":
-        source = replace(source, name=old.source.name)
+    arguments = {"base": origin, "steps": list(old.source.steps)}
+    source = SourceSpec("shrunk", old.source.name, arguments, WEIGHTS)
     data: DataSpec = old.data
     if data.kind == "stored":
         shutil.copyfile(base.data_path, staging / base.data_path.name)

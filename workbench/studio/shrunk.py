@@ -6,6 +6,7 @@ step, ``shrink/2-decompose.json`` for the second, and ``weights.safetensors``.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from workbench.engine.flows.decompose import decompose_network
 from workbench.engine.flows.prune import rebuild_pruned
 from workbench.engine.graph.capture import capture
 from workbench.engine.graph.copying import copy_for_training
-from workbench.studio.project import Project
+from workbench.studio.project import TOML_NAME, SourceSpec, read_settings
 
 FOLDER = "shrink"
 WEIGHTS = "weights.safetensors"
@@ -30,18 +31,28 @@ def step_file(folder: Path, number: int, step: str, ending: str = "") -> Path:
     return folder / FOLDER / f"{number}-{step}.{ending or usual[step]}"
 
 
-def shrunk_model(project: Project, model: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """The project's model, made of its base's; of a project that is no smaller one, ``model``.
+def rebuild(
+    folder: str | os.PathLike[str], model: nn.Module, example: tuple[Tensor, ...]
+) -> nn.Module:
+    """The model of the project in ``folder``, made of ``model``, its base; ``example``: inputs."""
+    path = Path(folder)
+    return shrunk_model(path, read_settings(path / TOML_NAME).source, model, example)
+
+
+def shrunk_model(
+    folder: Path, source: SourceSpec, model: nn.Module, example: tuple[Tensor, ...]
+) -> nn.Module:
+    """A project's model, made of its base's; of a project that is no smaller one, ``model``.
 
     Errors: ``MissingFile`` for a file of a step or the weights, ``WrongValue`` for one that cannot
     be read or is another model's.
     """
-    if project.source.kind != "shrunk":
+    if source.kind != "shrunk":
         return model
-    base = project.source.base
+    base = source.base
     try:
-        for number, step in enumerate(project.source.steps, 1):
-            path = step_file(project.folder, number, step)
+        for number, step in enumerate(source.steps, 1):
+            path = step_file(folder, number, step)
             if not path.is_file():
                 raise MissingFile(
                     f"the file of step {number} ({step}) is not there",
@@ -54,10 +65,10 @@ def shrunk_model(project: Project, model: nn.Module, example: tuple[Tensor, ...]
     except (ValueError, RuntimeError, OSError) as error:
         raise WrongValue(
             f"the model cannot be made smaller as its steps say ({error})",
-            where=str(project.folder / FOLDER),
+            where=str(folder / FOLDER),
             hint=_AGAIN.format(base=base.name),
         ) from error
-    return _with_weights(model, project).eval()
+    return _with_weights(model, folder / source.weights, base.name).eval()
 
 
 def _pruned(model: nn.Module, example: tuple[Tensor, ...], record: str) -> nn.Module:
@@ -72,10 +83,9 @@ def _decomposed(model: nn.Module, example: tuple[Tensor, ...], info: str) -> nn.
 _STEPS: dict[str, Any] = {"prune": _pruned, "decompose": _decomposed}
 
 
-def _with_weights(model: nn.Module, project: Project) -> nn.Module:
+def _with_weights(model: nn.Module, path: Path, base: str) -> nn.Module:
     from workbench.studio.sources import read_weights
 
-    path = project.folder / project.source.weights
     state = read_weights(path)
     changed = copy_for_training(model)
     try:
@@ -85,6 +95,6 @@ def _with_weights(model: nn.Module, project: Project) -> nn.Module:
         raise WrongState(
             f"the weights are another model's ({' '.join(lines[:3])[:300]})",
             where=str(path),
-            hint=_AGAIN.format(base=project.source.base.name),
+            hint=_AGAIN.format(base=base),
         ) from error
     return changed

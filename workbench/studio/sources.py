@@ -18,8 +18,10 @@ from workbench.engine.graph.capture import copy_model
 from workbench.studio import metrics
 from workbench.studio.batches import DataSet, cut, read_npz, read_stored, stored_hint
 from workbench.studio.code import load_object
+from workbench.studio.kept_weights import with_kept_weights
 from workbench.studio.metrics import Batch, Metric, Score
 from workbench.studio.project import MODEL_FILES, DataSpec, Project, SourceSpec
+from workbench.studio.shrunk import shrunk_model
 
 OFFERED = (
     "This version opens an example of workbench.zoo by name, a model object "
@@ -67,12 +69,13 @@ def load_source(project: Project, live: LiveSource | None = None) -> LoadedSourc
     """
     settings = project.settings
     model, title, zoo_data, zoo_metric = _load_model(project, live)
-    model.eval()
     data = _load_data(project, model, zoo_data, live)
     if not data.calibration:
         raise WrongValue(
             "the data has no batch", where="data", hint="Give a loader that yields at least one."
         )
+    model = shrunk_model(project.folder, project.source, model.eval(), data.calibration[0])
+    model = with_kept_weights(project, model)
     reference = copy_model(model)
     metric = metrics.resolve(
         settings.metric or zoo_metric,
@@ -93,17 +96,22 @@ def load_source(project: Project, live: LiveSource | None = None) -> LoadedSourc
     return loaded
 
 
+def base_model(project: Project, live: LiveSource | None) -> nn.Module:
+    """What a pruned or decomposed project's model was made of, in evaluation mode."""
+    return _load_model(project, live)[0].eval()
+
+
 def _load_model(
     project: Project, live: LiveSource | None
 ) -> tuple[nn.Module, str, DataSet | None, str]:
-    source = project.source
+    source = project.source.base
     if live is not None:
         # A copy over the same parameters: the user's may be in training mode and stays in it.
         return copy_model(live.model), source.name or type(live.model).__name__, None, ""
     if source.kind == "zoo":
         return _load_zoo(source, project.settings.data)
     if source.kind == "python":
-        return _load_factory(project), source.name, None, ""
+        return _load_factory(project, source), source.name, None, ""
     if source.kind in MODEL_FILES:
         path = project.folder / Path(source.name).expanduser()
         module, function = MODEL_FILES[source.kind]
@@ -139,8 +147,7 @@ def _load_zoo(source: SourceSpec, spec: DataSpec) -> tuple[nn.Module, str, DataS
     return example.model, example.title, data, example.metric
 
 
-def _load_factory(project: Project) -> nn.Module:
-    source = project.source
+def _load_factory(project: Project, source: SourceSpec) -> nn.Module:
     factory = load_object(source.name, what="source")
     try:
         model = factory(**dict(source.arguments))
@@ -153,6 +160,8 @@ def _load_factory(project: Project) -> nn.Module:
         raise WrongType(
             f"{source.name} returned {type(model).__name__}, not a torch.nn.Module", where="source"
         )
+    if project.source.kind == "shrunk":  # its weights come with its steps
+        return model
     weights = project.folder / source.weights if source.weights else project.state_path
     if source.weights or weights.exists():
         model.load_state_dict(read_weights(weights))

@@ -8,10 +8,12 @@ from typing import Any, Literal
 NAN = float("nan")
 
 JobKind = Literal[
-    "open", "analyse", "inspect", "search", "train", "formats", "quantize", "evaluate", "export"
-]
+    "open", "analyse", "inspect", "search", "prune_search", "prune", "decompose", "train",
+    "weights", "formats", "quantize", "evaluate", "export",
+]  # fmt: skip
 JOB_KINDS: tuple[JobKind, ...] = (
-    "open", "analyse", "inspect", "search", "train", "formats", "quantize", "evaluate", "export",
+    "open", "analyse", "inspect", "search", "prune_search", "prune", "decompose", "train",
+    "weights", "formats", "quantize", "evaluate", "export",
 )  # fmt: skip
 ACTIVE_STATES = ("queued", "running", "paused")
 

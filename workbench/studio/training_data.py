@@ -215,9 +215,10 @@ def training_data(
         path = project.folder / Path(spec.name).expanduser()
         found = read_npz(path, input_names(model), DataSpec(batch_size=batch_size))
         return _counted(Shuffled(found.evaluation, batch_size, seed), path.name)
-    zoo_data = settings.source.kind == "zoo" and settings.data.kind == "zoo"
+    source = settings.source.base
+    zoo_data = source.kind == "zoo" and settings.data.kind == "zoo"
     if spec.kind == "zoo" or zoo_data:
-        name = spec.name or settings.source.name
+        name = spec.name or source.name
         return _counted(ZooLoader(name, batch_size, seed), "digits, training split")
     loader = Shuffled([Batch(inputs) for inputs in calibration], batch_size, seed)
     return TrainingData(
