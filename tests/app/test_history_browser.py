@@ -66,6 +66,18 @@ def test_history_from_filter_to_delete(
     app_page.wait_until(lambda: not app_page.is_ticked(page, "stem"), what="trial 1 is open")
     assert not app_page.is_ticked(page, "head") and app_page.is_ticked(page, "body.a")
 
+    # What the chart draws, as a picture and as figures.
+    chart = page.get_by_role("img", name="Chart of the layers")
+    for title, start in (
+        ("the chart as a picture", b"\x89PNG"),
+        ("the figures of the chart", "\ufeff".encode()),
+    ):
+        chart.hover()
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Download {title}").click()
+        assert download.value.suggested_filename.startswith("history-Chart-of-the-layers")
+        assert Path(download.value.path()).read_bytes().startswith(start)
+
     tab.click()
     page.get_by_label("contains").fill("deploy")
     page.get_by_label("contains").press("Enter")

@@ -161,3 +161,13 @@ def test_what_was_chosen_stays_chosen_when_more_comes_in(busy: WorkbenchPage) ->
     assert len(shown(busy)) == 6
     tab.sort.value = "loss"
     assert tab.keys == ("trial 1",)
+
+
+def test_a_chart_gives_its_figures(page: WorkbenchPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, str]] = []
+    plot = page.layers.chart.plot
+    monkeypatch.setattr(plot, "_send_msg", sent.append)
+    plot._handle_msg({"type": "csv"})
+    lines = sent[0]["csv"].splitlines()
+    assert len(lines) == 1 + len(NAMES)
+    assert [name in line for name, line in zip(NAMES, lines[1:], strict=True)] == [True] * 4

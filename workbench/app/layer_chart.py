@@ -20,7 +20,7 @@ from workbench.studio.session import Session
 
 CONFIG = {
     "displaylogo": False,
-    "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "pan2d"],
+    "modeBarButtonsToRemove": ["lasso2d", "autoScale2d", "pan2d", "toImage"],
     # Two quick clicks are two toggles, not a zoom back to the whole.
     "doubleClick": False,
 }

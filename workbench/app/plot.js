@@ -1,13 +1,70 @@
 // Draws a plotly figure with the plotly.js that Panel serves. Whole figures come in and
 // Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
 // travel apart from the figure, because a toggle changes colours but no text.
+function fileName(model) {
+  const project = new URLSearchParams(window.location.search).get("project") || "";
+  return `${project} ${model.label.split(";")[0]}`.trim().replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 120);
+}
+
+// A picture that is transparent could not be read on another background than the page's.
+function background(node) {
+  for (let at = node; at; at = at.parentElement || (at.getRootNode() || {}).host) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if (colour && colour !== "transparent" && !colour.endsWith(", 0)")) {
+      return colour;
+    }
+  }
+  return getComputedStyle(document.body).backgroundColor || "white";
+}
+
+function save(name, blob) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function downloads(model, box) {
+  const tools = document.createElement("div");
+  tools.className = "wb-plot-tools";
+  const add = (text, title, action) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = text;
+    button.title = title;
+    button.setAttribute("aria-label", `${title}: ${model.label}`);
+    button.addEventListener("click", action);
+    tools.appendChild(button);
+  };
+  add("PNG", model.png, () => {
+    if (window.Plotly && box.data) {
+      const layout = { ...box.layout, paper_bgcolor: background(box) };
+      window.Plotly.downloadImage({ data: box.data, layout }, {
+        format: "png", filename: fileName(model), scale: 2,
+        width: box.clientWidth, height: box.clientHeight,
+      });
+    }
+  });
+  add("CSV", model.csv, () => model.send_msg({ type: "csv" }));
+  model.on("msg:custom", (message) => {
+    if (typeof (message || {}).csv === "string") {
+      // The mark tells spreadsheets that the text is UTF-8.
+      save(`${fileName(model)}.csv`, new Blob(["\ufeff", message.csv], { type: "text/csv" }));
+    }
+  });
+  return tools;
+}
+
 export function render({ model, el }) {
   const box = document.createElement("div");
   box.style.cssText = `width:100%;height:${model.height}px`;
   box.setAttribute("role", "img");
   box.setAttribute("aria-label", model.label);
   el.style.width = "100%";
+  el.style.position = "relative";
   el.appendChild(box);
+  el.appendChild(downloads(model, box));
   let ready = false;
   let pressed = null;
   let waiting = false;

@@ -17,8 +17,21 @@ import param
 import plotly.graph_objects as go
 from panel.custom import JSComponent
 
+from workbench.app.i18n import _
+from workbench.app.style import VARIABLES
+from workbench.charts.drawn import figure_csv
+
 _TEXTS = ("hovertext", "customdata", "text", "ids", "labels", "parents")
-_CSS = ".wb-line-near .nsewdrag { cursor: ns-resize !important; }"
+_CSS = """
+.wb-line-near .nsewdrag { cursor: ns-resize !important; }
+.wb-plot-tools { position: absolute; top: 0; left: 0; display: flex; gap: 2px; opacity: 0; }
+:host(:hover) .wb-plot-tools, .wb-plot-tools:focus-within { opacity: 1; }
+.wb-plot-tools button { font: inherit; font-size: 11px; line-height: 1; padding: 3px 5px;
+  color: var(--wb-muted); background: var(--panel-background-color); cursor: pointer;
+  border: 1px solid var(--wb-grid); border-radius: 3px; }
+.wb-plot-tools button:hover { color: var(--wb-accent); border-color: currentColor; }
+.wb-plot-tools button:focus-visible { outline: 2px solid var(--wb-accent); }
+"""
 _QUIET = {"displaylogo": False, "displayModeBar": False, "doubleClick": False}
 
 
@@ -31,7 +44,7 @@ def _plotly_css() -> str:
 
 
 class Plot(JSComponent):
-    """Shows one figure; ``draw`` replaces it.
+    """Shows one figure; ``draw`` replaces it. Both it and its figures can be downloaded.
 
     ``on_click`` hears the name (``customdata``) of a clicked point, ``on_select`` the names in a
     selection box, ``on_shape`` the changed attributes of a shape that was dragged.
@@ -41,6 +54,8 @@ class Plot(JSComponent):
     texts = param.String(default="[]")
     config = param.Dict(default=_QUIET)
     label = param.String(default="")
+    png = param.String(default="")
+    csv = param.String(default="")
 
     _esm: ClassVar[Path] = Path(__file__).with_name("plot.js")
 
@@ -56,7 +71,13 @@ class Plot(JSComponent):
     ) -> None:
         params.setdefault("sizing_mode", "stretch_width")
         params.setdefault("margin", 0)
-        super().__init__(height=height, stylesheets=[_plotly_css(), _CSS], **params)
+        super().__init__(
+            height=height,
+            stylesheets=[_plotly_css(), VARIABLES, _CSS],
+            png=_("Download the chart as a picture"),
+            csv=_("Download the figures of the chart"),
+            **params,
+        )
         self._on_click = on_click
         self._on_select = on_select
         self._on_shape = on_shape
@@ -64,6 +85,7 @@ class Plot(JSComponent):
 
     def draw(self, figure: go.Figure) -> None:
         """Show ``figure`` in place of the last one; only what differs is sent."""
+        self._drawn = figure
         content = json.loads(figure.to_json())
         texts = [
             {key: trace.pop(key) for key in _TEXTS if key in trace} for trace in content["data"]
@@ -85,3 +107,5 @@ class Plot(JSComponent):
             self._on_select(tuple(name for name in msg["names"] if isinstance(name, str)))
         elif kind == "shape" and self._on_shape and isinstance(msg.get("changes"), dict):
             self._on_shape(msg["changes"])
+        elif kind == "csv":
+            self._send_msg({"csv": figure_csv(self._drawn)})

@@ -1,6 +1,7 @@
 """Charts: tables and engine results in, plotly figures out; no state, shared by app and widgets."""
 
 from workbench.charts.comparison import comparison_frame
+from workbench.charts.drawn import figure_csv, figure_table
 from workbench.charts.histogram import layer_histogram_chart
 from workbench.charts.layer import error_chart, output_scatter, weight_range_chart
 from workbench.charts.model import module_chart
@@ -29,6 +30,8 @@ __all__ = [
     "clip_chart",
     "comparison_frame",
     "error_chart",
+    "figure_csv",
+    "figure_table",
     "layer_histogram_chart",
     "loss_chart",
     "metric_chart",

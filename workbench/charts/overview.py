@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.charts import formats
+from workbench.charts.drawn import exact_values
 from workbench.charts.sensitivity import (
     QUANTITIES,
     axis_range,
@@ -121,6 +122,7 @@ def worst_chart(
         orientation="h",
         x=lengths,
         base=base,
+        meta=exact_values(base + lengths, values),
         y=np.arange(len(table)),
         customdata=np.asarray(table["name"], dtype=object),
         hovertext=hover_texts(table),
