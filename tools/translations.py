@@ -22,24 +22,38 @@ from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCALES = ROOT / "workbench" / "locale"
-SHOWN = tuple(
-    ROOT / "workbench" / name for name in ("app", "charts", "widgets", "studio", "netron_server")
-)
-SAID = (ROOT / "workbench" / "studio",)
-REASONS = {  # functions of the engine that return why a layer cannot be quantised
-    ROOT / "workbench" / "engine" / "graph" / "eligibility.py": ("_reason",),
-    ROOT / "workbench" / "engine" / "graph" / "rnn_rules.py": ("rnn_obstacle",),
-}
+PACKAGE = ROOT / "workbench"
+SHOWN = tuple(PACKAGE / name for name in ("app", "charts", "widgets", "studio", "netron_server"))
+STUDIO = PACKAGE / "studio"
+NO_WORDS = ("*script*.py", "store.py", "project.py", "format_choices.py", "worker.py",
+            "config_view.py", "history_store.py")  # fmt: skip
+"""Files of the studio whose functions return code or queries."""
+
+REASONS = (  # files of the engine whose functions return why a layer stays as it is
+    "graph/eligibility.py", "graph/rnn_rules.py", "graph/channel_layers.py",
+    "graph/channel_groups.py", "graph/channel_map.py", "files/layer_rules.py",
+    "flows/prune_layers.py",
+)  # fmt: skip
 ERRORS = frozenset(
     (
         "WorkbenchError", "WrongType", "WrongValue", "WrongState", "MissingFile", "NotWritable",
         "CaptureError", "CodeNotAllowed", "JobActive", "JobFailed", "ErrorText",
     )
 )  # fmt: skip
+SAYING = frozenset(("stage", "Notice", "Progress", "freeze", "TrainingData", "_counted"))
+"""Calls, beside errors, whose arguments a person reads."""
+
+NAMED = frozenset(
+    (
+        "words", "largest", "share", "notice", "_message", "stage", "refused", "reason", "hint",
+        "message", "what", "name", "NARROW", "OFF",
+    )
+)  # fmt: skip
+"""Variables that hold what a person reads."""
+
 HEADER = (
     "# Texts of Compression Workbench. Written by `make translations`; translate the msgstr.\n#"
 )
-
 DATE = datetime(2026, 1, 1, tzinfo=UTC)
 NOISE = re.compile(
     r'^"(Report-Msgid-Bugs-To|POT-Creation-Date|PO-Revision-Date|Last-Translator|Generated-By).*\n',
@@ -93,41 +107,53 @@ def shown_texts(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
                 yield first, constant(node.args[1]) or "", node.lineno
 
 
-def said_texts(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
-    """Stages, notices and errors: what is written down in English and shown elsewhere."""
+def said_texts(tree: ast.AST, *, returned: bool) -> Iterator[tuple[str, str, int]]:
+    """Stages, notices, errors and reasons: written down in English, shown elsewhere.
+
+    ``returned``: what functions return, too.
+    """
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        name = called(node)
         found: list[ast.expr] = []
-        if name in ("stage", "Notice") or name in ERRORS:
-            found += node.args[:1]
-        if name in ERRORS:
-            found += [k.value for k in node.keywords if k.arg in ("hint", "summary")]
+        if isinstance(node, ast.Call):
+            name = called(node)
+            if name in SAYING:
+                found += node.args
+            elif name in ERRORS:
+                found += node.args[: 1 if name != "ErrorText" else 2]
+                found += [k.value for k in node.keywords if k.arg in ("hint", "summary")]
+            elif name == "append" and ast.unparse(node.func).endswith("notices.append"):
+                found += node.args
+        elif isinstance(node, ast.Assign):
+            found += [node.value] if any(target(t) in NAMED for t in node.targets) else []
+        elif returned and isinstance(node, ast.Return) and node.value is not None:
+            found.append(node.value)
         for value in found:
             for branch in branches(value):
-                if text := template(branch):
-                    yield text, "", node.lineno
+                text = template(branch)
+                if text and " " in text.strip():
+                    yield text, "", branch.lineno
+
+
+def target(node: ast.expr) -> str:
+    """The name that is assigned to; entries of a table count as ``reason``."""
+    if isinstance(node, ast.Subscript):
+        return "reason"
+    return node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
 
 
 def branches(node: ast.expr) -> Iterator[ast.expr]:
-    """The texts that ``a if condition else b`` and ``a or b`` may give."""
+    """The texts that ``a if condition else b``, ``a or b``, ``a, b`` and ``[a, b]`` may give."""
     if isinstance(node, ast.IfExp):
-        yield from branches(node.body)
-        yield from branches(node.orelse)
+        parts = [node.body, node.orelse]
     elif isinstance(node, ast.BoolOp):
-        for value in node.values:
-            yield from branches(value)
+        parts = node.values
+    elif isinstance(node, ast.Tuple | ast.List):
+        parts = node.elts
     else:
         yield node
-
-
-def reasons(tree: ast.AST, functions: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name in functions:
-            for inner in ast.walk(node):
-                if isinstance(inner, ast.Return) and (text := template(inner.value)):
-                    yield text, "", inner.lineno
+        return
+    for part in parts:
+        yield from branches(part)
 
 
 def texts() -> list[Text]:
@@ -142,11 +168,13 @@ def texts() -> list[Text]:
         for path in sorted(folder.rglob("*.py")):
             tree = ast.parse(path.read_text("utf-8"))
             add(path, shown_texts(tree))
-            if folder in SAID:
-                add(path, said_texts(tree))
-    for path, functions in REASONS.items():
+            if folder == STUDIO:
+                code = any(path.match(pattern) for pattern in NO_WORDS)
+                add(path, said_texts(tree, returned=not code))
+    for name in REASONS:
+        path = PACKAGE / "engine" / name
         if path.is_file():
-            add(path, reasons(ast.parse(path.read_text("utf-8")), functions))
+            add(path, said_texts(ast.parse(path.read_text("utf-8")), returned=True))
     return found
 
 

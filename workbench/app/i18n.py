@@ -16,12 +16,24 @@ from workbench.charts.text import (
     _,
     ask_windows,
     catalogue,
+    current,
     languages,
     matching,
     ngettext,
 )
 
-__all__ = ["COOKIE", "N_", "_", "error_text", "languages", "ngettext", "preferred", "said", "speak"]
+__all__ = [
+    "COOKIE",
+    "N_",
+    "_",
+    "error_text",
+    "language",
+    "languages",
+    "ngettext",
+    "preferred",
+    "said",
+    "speak",
+]
 
 COOKIE = "workbench_language"
 
@@ -39,6 +51,12 @@ def speak(language: str) -> None:
 def _of_window() -> Catalogue | None:
     document = pn.state.curdoc
     return _spoken.get(document) if document is not None else None
+
+
+def language() -> str:
+    """The language of the window whose page is being built or called."""
+    info = current().info()
+    return matching(info.get("language", "")) or ENGLISH
 
 
 def preferred(asked: str, cookies: Mapping[str, str], headers: Mapping[str, object]) -> str:

@@ -43,7 +43,7 @@ def model_summary(layers: pd.DataFrame, summary: Summary) -> str:
     )
     text = (
         f'<h2 class="wb">{escape(summary.model or _("Model"))}</h2>'
-        f'<p class="wb-muted">{escape(summary.data)}</p>'
+        f'<p class="wb-muted">{escape(said(summary.data))}</p>'
         f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{"".join(cells)}</tbody></table>'
     )
     refused = layers[~layers["eligible"]]

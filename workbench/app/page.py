@@ -20,7 +20,7 @@ from workbench.app.export_tab import ExportTab
 from workbench.app.formats_tab import FormatsTab
 from workbench.app.history_tab import HistoryTab
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.inspect_tab import InspectTab
 from workbench.app.layers_tab import LayersTab
 from workbench.app.model_tab import ModelTab
@@ -211,7 +211,7 @@ class WorkbenchPage(View):
         self.window.dark = self.page.dark_theme
 
     def _session_notice(self) -> None:
-        self.window.notice = self.session.notice
+        self.window.notice = said(self.session.notice)
 
     def _update_notice(self) -> None:
         text = self.window.notice

@@ -10,9 +10,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, language
+from workbench.app.language import LanguageSwitch
 from workbench.app.new_project import NewProject
 from workbench.app.projects import example_names, project_names
+from workbench.app.window import WindowState
 
 
 def picker_html(projects: list[str], examples: tuple[str, ...]) -> str:
@@ -67,4 +69,5 @@ class ProjectPicker:
             '<div class="wb-notice" role="alert">'
             f"<b>✕ {escape(message)}</b><br>{escape(hint)}</div>"
         )
-        return pn.Column(top, self.fill(), width=640, margin=(24, 24))
+        switch = LanguageSwitch(WindowState(), language(), align="end")
+        return pn.Column(switch, top, self.fill(), width=640, margin=(24, 24))

@@ -7,10 +7,11 @@ from typing import Any
 
 import panel as pn
 
+from workbench.app.i18n import preferred, said, speak
+from workbench.app.language import TICKET_COOKIE, take_back
 from workbench.app.page import POLL_MS, WorkbenchPage
 from workbench.app.project_picker import ProjectPicker
 from workbench.app.projects import DEFAULT_EXAMPLE, open_project
-from workbench.app.window import WindowState
 from workbench.engine.errors import WorkbenchError
 
 log = logging.getLogger("workbench.app.serve")
@@ -25,12 +26,14 @@ def argument(name: str) -> str:
 def workbench_page() -> Any:
     """The page of the project in ``?project=``; the default example without one."""
     pn.extension("plotly", "tabulator", sizing_mode=None, notifications=False)
+    cookies = pn.state.cookies
+    speak(preferred(argument("language"), cookies, pn.state.headers))
     name = argument("project") or DEFAULT_EXAMPLE
     try:
         session = open_project(name)
     except WorkbenchError as error:
-        return ProjectPicker().alone(error.message, error.hint)
-    page = WorkbenchPage(session, WindowState())
+        return ProjectPicker().alone(said(error.message), said(error.hint))
+    page = WorkbenchPage(session, take_back(cookies.get(TICKET_COOKIE, "")))
     poll = pn.state.add_periodic_callback(page.poll, POLL_MS)
     if pn.state.curdoc is not None:
         # No name of the served script may be needed here: its globals are gone by then.

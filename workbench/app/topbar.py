@@ -9,7 +9,8 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, language, said
+from workbench.app.language import LanguageSwitch
 from workbench.app.view import View
 from workbench.app.window import WindowState
 from workbench.charts import formats
@@ -96,6 +97,7 @@ class TopBar(View):
             sx={"color": "inherit", "borderColor": "currentColor", "opacity": 0.85},
         )
         self.press(self.code, lambda: on_code())
+        self.language = LanguageSwitch(window, language(), margin=(0, 4), align="center")
         self.watch(session, self.update_numbers, "summary")
         self.watch(session, self.update_title, "summary", "layers")
         self.watch(session, self.update_undo, "can_undo", "can_redo")
@@ -121,7 +123,7 @@ class TopBar(View):
 
     def update_title(self) -> None:
         summary = self.session.summary
-        line = " · ".join(part for part in (summary.model, summary.data) if part)
+        line = " · ".join(part for part in (summary.model, said(summary.data)) if part)
         self.title.fill(
             f'<div class="wb-name" title="{escape(str(self.session.project.folder))}">'
             f"{escape(self.session.project.name)}</div>"
@@ -142,6 +144,7 @@ class TopBar(View):
             self.numbers,
             self.undo,
             self.redo,
+            self.language,
             self.code,
             sizing_mode="stretch_width",
             align="center",

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from workbench.app.i18n import _
+from workbench.app.i18n import _, preferred
 from workbench.app.projects import home
+from workbench.charts.text import catalogue, speaking
 from workbench.studio.project import safe_name
 
 ROUTE = "upload"
@@ -71,6 +72,11 @@ def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
         async def prepare(self) -> None:
             self._file: Any = None
             await super().prepare()
+            cookies = {name: morsel.value for name, morsel in self.cookies.items()}
+            with speaking(catalogue(preferred("", cookies, dict(self.request.headers)))):
+                self._begin()
+
+        def _begin(self) -> None:
             origin = self.request.headers.get("Origin")
             if self.current_user is None or self.request.method != "POST":
                 return self._refuse(403, _("not logged in"))

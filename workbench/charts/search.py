@@ -251,7 +251,7 @@ def bracket_strip(
             width=0.92,
             customdata=np.asarray(names, dtype=object),
             hovertext=[
-                f"<b>{name}</b><br>{_('rank')} {i + 1} · {title}"
+                f"<b>{name}</b><br>{_('place {n}').format(n=i + 1)} · {title}"
                 for i, name in zip(places, names, strict=True)
             ],
             hovertemplate="%{hovertext}<extra></extra>",

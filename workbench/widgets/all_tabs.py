@@ -9,6 +9,7 @@ import ipywidgets as w
 import traitlets
 
 from workbench.charts import formats
+from workbench.charts.spoken import said
 from workbench.charts.text import _
 from workbench.widgets.export_panel import ExportPanel
 from workbench.widgets.formats_panel import FormatsPanel
@@ -97,7 +98,7 @@ def summary_html(summary: Summary) -> str:
     predicted = f" ({_('predicted')})" if summary.metric_is_prediction else ""
     parts = [
         f"<b>{html.escape(summary.model)}</b>",
-        html.escape(summary.data),
+        html.escape(said(summary.data)),
         f"{html.escape(formats.metric_title(name) or _('metric'))} "
         f"{formats.metric(summary.metric_float, name)} → "
         f"<b>{formats.metric(summary.metric_current, name)}</b>{predicted} "

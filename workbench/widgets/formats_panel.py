@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
+from workbench.charts.spoken import said
 from workbench.charts.text import N_, _, ngettext
 from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import error_series, format_columns, loudest
@@ -232,7 +233,7 @@ def result_html(found: QuantizedModel | None, metric_name: str) -> str:
         )
     )
     left = "".join(
-        f"<tr><td>{html.escape(layer.name)}</td><td>{html.escape(layer.reason)}</td></tr>"
+        f"<tr><td>{html.escape(layer.name)}</td><td>{html.escape(said(layer.reason))}</td></tr>"
         for layer in found.left
     )
     return (

@@ -164,7 +164,7 @@ class TrainMonitor(SessionView):
         if training is None:
             return f'<span class="wb-note">{html.escape(_("No training has run yet."))}</span>'
         name = self.session.summary.metric_name
-        parts = [html.escape(part) for part in (training.data, training.loss) if part]
+        parts = [html.escape(said(part)) for part in (training.data, training.loss) if part]
         if training.state == "finished":
             title = html.escape(formats.metric_title(name) or _("metric"))
             figure = f"{title} <b>{formats.metric(training.metric, name)}</b>"
