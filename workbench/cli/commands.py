@@ -6,40 +6,20 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.engine.errors import Cancelled, WorkbenchError
+from workbench.cli.command import Command, Option, Result
+from workbench.cli.shrinking import SHRINKING
+from workbench.engine.errors import Cancelled, WorkbenchError, WrongState, WrongValue
 from workbench.studio.errors import JobActive, JobFailed
+from workbench.studio.kept_weights import path_of
+from workbench.studio.training_state import METHODS, PLAIN, SPARSITIES
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
 
 DONE, FAILED, WRONG, MISSED, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a command, as ``argparse`` takes it."""
-
-    flag: str
-    settings: Mapping[str, Any]
-
-    def add_to(self, command: argparse.ArgumentParser) -> None:
-        command.add_argument(self.flag, **self.settings)
-
-
-@dataclass(frozen=True)
-class Command:
-    """``act`` runs the job; ``result`` reads what it found: ``ok`` False is a missed target."""
-
-    help: str
-    act: Callable[[Session, argparse.Namespace], None]
-    result: Callable[[Session], Result]
-    options: tuple[Option, ...] = field(default=())
 
 
 def run_all(given: argparse.Namespace) -> int:
@@ -64,7 +44,7 @@ def _run(source: str, given: argparse.Namespace) -> int:
         with Terminal(session, given.command, silent=given.json):
             command.act(session, given)
         found = {"project": str(session.project.folder), "command": given.command}
-        found |= command.result(session)
+        found |= command.result(session, given)
     except KeyboardInterrupt:
         return _say(given, source, "interrupted; what was finished is kept", INTERRUPTED)
     except Cancelled as error:
@@ -78,7 +58,8 @@ def _run(source: str, given: argparse.Namespace) -> int:
     finally:
         if session is not None:
             session.dispose()
-    print(json.dumps(_plain(found)) if given.json else _words(found))
+    words = command.words or _words
+    print(json.dumps(_plain(found)) if given.json else words(found))
     return DONE if found["ok"] else MISSED
 
 
@@ -133,7 +114,10 @@ def _searched(session: Session) -> Result:
 
 def _trained(session: Session) -> Result:
     training = session.training
-    assert training is not None
+    if training is None:  # its weights have become the project's
+        last = session.weights[-1]
+        path = str(path_of(session.project, last))
+        return _summary(session) | {"method": last.method, "trained": last.metric, "weights": path}
     return _summary(session) | {
         "method": training.method,
         "trained": training.metric,
@@ -184,10 +168,12 @@ def _words(found: Result) -> str:
         left = ", ".join(found["float_layers"]) or "none"
         lines.append(f"  target {verdict} after {found['trials']} trials; left in float: {left}")
     if "trained" in found:
-        lines.append(
-            f"  trained ({found['method']}, {found['layers_trained']} layers, "
-            f"{found['steps']} steps): {formats.metric(found['trained'], metric)}"
-        )
+        how = [found["method"]]
+        if "steps" in found:
+            how += [f"{found['layers_trained']} layers", f"{found['steps']} steps"]
+        lines.append(f"  trained ({', '.join(how)}): {formats.metric(found['trained'], metric)}")
+    if "weights" in found:
+        lines.append(f"  weights: {found['weights']}")
     if "record" in found:
         lines.append(f"  record: {found['record']}")
     for file in found.get("files", ()):
@@ -209,16 +195,43 @@ def _plain(value: Any) -> Any:
 
 
 def _train(session: Session, given: argparse.Namespace) -> None:
+    last = session.training
+    method = last.method if given.resume and last is not None else given.method
+    if given.use and method not in PLAIN:
+        raise WrongValue(
+            f"--use does not go with --method {method}",
+            where="train",
+            hint=f"It goes with {' and '.join(PLAIN)}, which leave other weights only.",
+        )
     if given.resume:
         session.resume_training()
-        return
-    session.train(
-        given.method,
-        epochs=given.epochs,
-        learning_rate=given.learning_rate,
-        samples=given.samples,
-        seed=given.seed,
-    )
+    else:
+        session.train(
+            given.method,
+            epochs=given.epochs,
+            learning_rate=given.learning_rate,
+            samples=given.samples,
+            seed=given.seed,
+            sparsity=given.sparsity,
+            update_freq=given.update_freq,
+            prune_ratio=given.prune_ratio,
+            quantise=False if given.no_quantise else None,
+        )
+    if given.use:
+        session.use_weights()
+
+
+def _export(session: Session, given: argparse.Namespace) -> None:
+    method = "ptq"
+    if given.trained:
+        if session.training is None:
+            raise WrongState(
+                "no training is finished in this project",
+                where="export",
+                hint="Run workbench train first.",
+            )
+        method = session.training.method
+    session.export(given.prefix, method=method)
 
 
 def _search(session: Session, given: argparse.Namespace) -> None:
@@ -235,17 +248,17 @@ COMMANDS: Mapping[str, Command] = {
     "analyse": Command(
         "measure what quantising does to every layer",
         lambda session, _: session.analyse(),
-        _analysed,
+        lambda session, _: _analysed(session),
     ),
     "calibrate": Command(
         "calibrate and evaluate the configuration as it is, and write its record",
         lambda session, _: session.evaluate(),
-        _calibrated,
+        lambda session, _: _calibrated(session),
     ),
     "auto-calibrate": Command(
         "find the fewest layers to leave in float so that a target holds",
         _search,
-        _searched,
+        lambda session, _: _searched(session),
         (
             Option(
                 "--max-loss",
@@ -284,16 +297,38 @@ COMMANDS: Mapping[str, Command] = {
             ),
         ),
     ),
+    **SHRINKING,
     "train": Command(
-        "train with quantisation in the loop, or distil from the float model",
+        "train: with quantisation in the loop, distilling, fine-tuning, 2:4 sparse or combined",
         _train,
-        _trained,
+        lambda session, _: _trained(session),
         (
-            Option("--method", {"default": "qat", "choices": ["qat", "distill"]}),
+            Option("--method", {"default": METHODS[0], "choices": list(METHODS)}),
             Option("--epochs", {"type": int, "default": 2}),
             Option("--learning-rate", {"type": float, "default": None}),
             Option("--samples", {"type": int, "default": None, "help": "about so many an epoch"}),
             Option("--seed", {"type": int, "default": 0}),
+            Option(
+                "--sparsity", {"choices": list(SPARSITIES), "help": "of compressed (default 2:4)"}
+            ),
+            Option(
+                "--update-freq",
+                {"type": int, "help": "steps between two choices of 2:4 masks (default: once)"},
+            ),
+            Option(
+                "--prune-ratio",
+                {"type": float, "help": "of the channels, with --sparsity channels (default 0.2)"},
+            ),
+            Option(
+                "--no-quantise", {"action": "store_true", "help": "compressed without quantisers"}
+            ),
+            Option(
+                "--use",
+                {
+                    "action": "store_true",
+                    "help": "make the trained weights the project's own (finetune, sparse)",
+                },
+            ),
             Option(
                 "--resume",
                 {"action": "store_true", "help": "go on from the last checkpoint instead"},
@@ -302,10 +337,8 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "export": Command(
         "write the ONNX files, measure them and check that they agree",
-        lambda session, given: session.export(
-            given.prefix, method="qat" if given.trained else "ptq"
-        ),
-        _exported,
+        _export,
+        lambda session, _: _exported(session),
         (
             Option(
                 "--trained", {"action": "store_true", "help": "the network of the last training"}

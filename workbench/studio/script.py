@@ -15,7 +15,9 @@ import pandas as pd
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
 from workbench.studio.formats_script import formats_lines
+from workbench.studio.kept_weights import current
 from workbench.studio.project import MODEL_FILES, Project, safe_name
+from workbench.studio.pruning_script import shrink_lines
 from workbench.studio.search_script import IMPORTS as SEARCH_IMPORTS
 from workbench.studio.search_script import Option, search_lines
 from workbench.studio.training_script import training_lines
@@ -41,11 +43,12 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     search = search_lines(project, figures, options)
     training = training_lines(project, table, options)
     modules = formats_lines(project)
+    shrinking = shrink_lines(project, table)
     imports = ["import json"] if options else []
     imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]
     imports += ["import workbench.engine as engine"]
-    imports += [line for line in SEARCH_IMPORTS[1:] if search or training or modules]
+    imports += [line for line in SEARCH_IMPORTS[1:] if search or training or modules or shrinking]
     source_imports, source_lines = _source(project, figures.batch_num)
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
@@ -70,6 +73,7 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         f"engine.save_model(graph, record, str(out / {name!r}))",
         *training,
         *modules,
+        *shrinking,
     ]
     return "\n".join(lines) + "\n"
 
@@ -90,8 +94,9 @@ def _plain(text: str) -> str:
 
 
 def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
-    source, data = project.settings.source, project.settings.data
-    folder = str(project.folder)
+    source, data = project.settings.source.base, project.settings.data
+    shrunk = project.source.kind == "shrunk"
+    weights_file = str(project.state_path)
     imports: list[str] = []
     lines: list[str] = []
     if source.kind == "zoo":
@@ -111,7 +116,7 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         imports.append("from safetensors.torch import load_file")
         lines += [
             f"model = ...  # fill in: build your {_plain(source.name)} here",
-            f"model.load_state_dict(load_file({folder + '/model.safetensors'!r}))",
+            *([] if shrunk else [f"model.load_state_dict(load_file({weights_file!r}))"]),
             "model.eval()",
         ]
     if data.kind == "zoo" and source.kind == "zoo":
@@ -133,6 +138,12 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         ]
     else:
         lines.append(f"batches = ...  # fill in: {batch_num} tuples of inputs, from {data.name!r}")
+    if shrunk:
+        imports.append("from workbench.studio.shrunk import rebuild")
+        lines += ["base = model", f"model = rebuild({str(project.folder)!r}, base, batches[0])"]
+    if (weights := current(project)) is not None:
+        imports = list(dict.fromkeys([*imports, "from safetensors.torch import load_file"]))
+        lines.append(f"model.load_state_dict(load_file({str(weights)!r}))")
     return imports, lines
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.studio.kept_weights import current
 from workbench.studio.metrics import BUILT_IN
 from workbench.studio.pins import as_pins
 from workbench.studio.project import Project
@@ -46,9 +47,18 @@ def search_lines(project: Project, figures: Figures, options: Sequence[Option]) 
 def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[str]:
     """Statements that open the project's model and data again, in ``folder`` of ``out``."""
     settings = project.settings
-    source, data = settings.source, settings.data
+    source, data = settings.source.base, settings.data
     lines: list[str] = []
+    if settings.source.kind == "shrunk":
+        lines += [
+            "from workbench.studio.shrinking import fresh_copy",
+            f'fresh_copy({str(project.folder)!r}, out / "{folder}")',
+        ]
+        if source.kind != "live":
+            return [*lines, f'session = open_session(out / "{folder}")']
     model = repr(source.name) if source.kind in ("zoo", "python") else "model"
+    if settings.source.kind == "shrunk":
+        model = "base"
     arguments = [model]
     if data.kind == "stored":
         path = str(project.data_path)
@@ -73,7 +83,10 @@ def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[
     arguments += [*more, f'project=out / "{folder}"', f"threads={settings.threads}"]
     if settings.seed:
         arguments.append(f"seed={settings.seed}")
-    return [*lines, f"session = open_session({', '.join(arguments)})"]
+    lines.append(f"session = open_session({', '.join(arguments)})")
+    if (weights := current(project)) is not None:
+        lines.append(f"session.use_weights({str(weights)!r})")
+    return lines
 
 
 def option_lines(options: Sequence[Option]) -> list[str]:
