@@ -55,6 +55,40 @@ def test_click_on_a_tick_toggles_and_undo_redo_take_it_back(new_page: NewPage) -
     settle(page, total - 1)
 
 
+def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> None:
+    page = new_page(PROJECT)
+    total = all_on(page)
+    table = page.locator(".tabulator").first
+    table.evaluate("node => { node.dataset.first = 'yes'; }")
+    slow = page.context.new_cdp_session(page)
+    slow.send("Emulation.setCPUThrottlingRate", {"rate": 4})  # what is rebuilt is late for the undo
+    for _round in range(4):
+        app_page.cell(page, FIRST, "quant_enable").click()
+        settle(page, total - 1)
+        page.get_by_role("tab", name="Inspect", exact=True).click()
+        table.wait_for(state="hidden")
+        page.get_by_role("tab", name="Layers", exact=True).click()
+        page.get_by_role("button", name="Undo").click()
+        table.wait_for()
+        app_page.wait_until(lambda: app_page.is_ticked(page, FIRST), what="tick back")
+    assert table.get_attribute("data-first") == "yes"
+    assert app_page.bar(page, 0).is_visible()
+
+
+def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:
+    page = new_page(PROJECT)
+    tabs = page.get_by_role("tab")
+    tabs.nth(1).focus()
+    page.keyboard.press("ArrowLeft")
+    app_page.wait_until(
+        lambda: tabs.first.get_attribute("aria-selected") == "true", what="the first tab"
+    )
+    page.keyboard.press("End")
+    page.get_by_role("button", name="Download ptq.json").wait_for()
+    assert tabs.last.evaluate("node => node.matches(':focus') && node.tabIndex === 0")
+    assert tabs.first.get_attribute("tabindex") == "-1"
+
+
 def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
