@@ -55,7 +55,8 @@ def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[
             f'fresh_copy({str(project.folder)!r}, out / "{folder}")',
         ]
         if source.kind != "live":
-            return [*lines, f'session = open_session(out / "{folder}")']
+            lines.append(f'session = open_session(out / "{folder}")')
+            return [*lines, *_weight_lines(project)]
     model = repr(source.name) if source.kind in ("zoo", "python") else "model"
     if settings.source.kind == "shrunk":
         model = "base"
@@ -84,9 +85,12 @@ def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[
     if settings.seed:
         arguments.append(f"seed={settings.seed}")
     lines.append(f"session = open_session({', '.join(arguments)})")
-    if (weights := current(project)) is not None:
-        lines.append(f"session.use_weights({str(weights)!r})")
-    return lines
+    return [*lines, *_weight_lines(project)]
+
+
+def _weight_lines(project: Project) -> list[str]:
+    weights = current(project)
+    return [] if weights is None else [f"session.use_weights({str(weights)!r})"]
 
 
 def option_lines(options: Sequence[Option]) -> list[str]:

@@ -330,16 +330,15 @@ def _add_trial(
     """The trained network in the table of trials, with the cost of what it quantises."""
     workspace = run.workspace
     trained = set(flow.enabled())
-    wanted = workspace.configuration()
-    columns = dict(wanted.columns)
+    revision, columns = workspace.project.store.configuration()
     columns["quant_enable"] = [layer.name in trained for layer in workspace.layers]
-    judged = workspace.with_columns(wanted.revision, columns)
+    judged = workspace.with_columns(revision, columns).config if trained else None
     cost = flow.cost if hasattr(flow, "cost") else workspace.cost
     name = hashlib.sha256(config.encode()).hexdigest()[:12]
     run.store.add_trial(
         run.job, phase="train", kind="trained", metric=metric, loss=metric_float - metric,
         satisfied=True, seconds=seconds, float_layers=left_float(workspace, columns),
-        config_hash=f"{flow.method}:{name}", cost=cost(judged.config),
+        config_hash=f"{flow.method}:{name}", cost=cost(judged),
         settings=workspace.settings(columns),
     )  # fmt: skip
 
