@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pruning_case
@@ -11,8 +13,8 @@ import pytest
 
 from workbench.app.page import WorkbenchPage
 from workbench.app.prune_tab import PruneTab
-from workbench.app.window import LAYERS_TAB, SEARCH_TAB
-from workbench.studio import ErrorText, jobtable
+from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB
+from workbench.studio import ErrorText, ExportedFile, ExportResult, jobtable
 from workbench.studio.project import Project
 from workbench.studio.pruning_state import as_stored, store_pruning
 from workbench.studio.session import Session
@@ -169,11 +171,12 @@ def test_the_smaller_project_is_one_click_away(page: WorkbenchPage, kind: str) -
     found = pruning_case.shrunk(kind, str(folder), str(session.project.folder))
     session.project.store.put(shrunk=as_stored(found))
     page.poll()
-    shown, other = page.prune.result.object, page.decompose.result.object
+    part, other = page.prune, page.decompose
     if kind == "decompose":
-        shown, other = other, shown
-    assert other == ""
-    assert '<a href="?project=net+smaller">Open net smaller</a>' in shown
+        part, other = other, part
+    assert other.done.object == other.result.object == ""
+    shown = part.result.object
+    assert '<a href="?project=net+smaller">Open net smaller</a>' in part.done.object
     assert "98.0 %" in shown and "61.0 %" in shown and "−37.0 %" in shown
     assert "4.00 ms" in shown and "2.5×" in shown
     assert "fine-tune it under Train" in shown
@@ -182,18 +185,46 @@ def test_the_smaller_project_is_one_click_away(page: WorkbenchPage, kind: str) -
     session.project.store.put(shrunk=as_stored(found), origin=as_stored(found))
     page.poll()
     page.session.param.trigger("shrunk")
-    assert "deleted since" in page.prune.result.object + page.decompose.result.object
+    assert "deleted by now" in part.done.object
     for part in (page.prune, page.decompose):
         assert part.origin.visible
         assert '<a href="?project=net">net</a>' in part.origin.object
+    assert "made of" in page.model.text.object
+
+
+def test_both_graphs_side_by_side(page: WorkbenchPage, tmp_path: Path) -> None:
+    files = [tmp_path / "before.onnx", tmp_path / "after.onnx", tmp_path / "net_deploy.onnx"]
+    for time, file in enumerate(files):
+        file.write_bytes(b"x")
+        os.utime(file, (1000 + time, 1000 + time))
+    page.window.tab = EXPORT_TAB
+    view = page.export.graphs
+    assert view.empty.visible
+    found = pruning_case.shrunk("prune", str(tmp_path), "", (str(files[0]), str(files[1])))
+    page.session.project.store.put(shrunk=as_stored(found))
+    page.poll()
+    assert list(view.left.options) == ["before pruning", "after pruning"]
+    assert (view.left.value, view.right.value) == ("before", "after")
+    assert [frame.src.split("&")[0].split("%2F")[-1] for frame in view.frames] == [
+        "before.onnx", "after.onnx",
+    ]  # fmt: skip
+    deploy = ExportedFile("deploy", str(files[2]), 1, None, None, None, 4.0)
+    float_ = ExportedFile("float", str(files[0]), 1, 0.9, None, None, 1.0)
+    page.session.project.store.put(exports=asdict(ExportResult((float_, deploy), ())))
+    page.poll()
+    assert (view.left.value, view.right.value) == ("float", "deploy"), "what was made last"
+    assert len(view.left.options) == 4
 
 
 def test_a_project_elsewhere_is_named_and_not_linked(page: WorkbenchPage, tmp_path: Path) -> None:
     found = pruning_case.shrunk("prune", str(tmp_path / "far" / "<net>"), str(tmp_path / "base"))
     page.session.project.store.put(shrunk=as_stored(found))
     page.poll()
-    assert "&lt;net&gt;</code>" in page.prune.result.object
-    assert "<a " not in page.prune.result.object
+    assert "&lt;net&gt; was made" in page.prune.done.object
+    (tmp_path / "far" / "<net>").mkdir(parents=True)
+    page.session.param.trigger("shrunk")
+    assert "&lt;net&gt;</code>" in page.prune.done.object
+    assert "<a " not in page.prune.done.object
 
 
 def test_settings_become_arguments(page: WorkbenchPage) -> None:

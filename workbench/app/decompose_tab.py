@@ -12,7 +12,7 @@ from workbench.app.decompose_settings import DecomposeSettings
 from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
-from workbench.app.shrunk_result import made_from, shrunk_result
+from workbench.app.shrunk_result import made_from, shrunk_line, shrunk_result
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
 from workbench.charts import formats
@@ -45,6 +45,7 @@ class DecomposeTab(View):
         self.text = ThemedHTML(margin=(4, 0))
         self.totals = ThemedHTML(margin=(4, 0))
         self.table = ThemedHTML(styles={"overflow": "auto", "max-height": f"{HEIGHT}px"})
+        self.done = ThemedHTML(margin=(4, 0))
         self.result = ThemedHTML(margin=(10, 0, 0, 0))
         self.watch(session, self.update_table, "decomposition")
         self.watch(session, self.update_result, "shrunk", "origin", "summary")
@@ -97,6 +98,7 @@ class DecomposeTab(View):
         self.origin.fill(origin)
         self.origin.visible = bool(origin)
         self.result.fill(shrunk_result(self.session.shrunk, "decompose"))
+        self.done.fill(shrunk_line(self.session.shrunk, "decompose"))
 
     def __panel__(self) -> Any:
         return pn.Column(
@@ -108,6 +110,7 @@ class DecomposeTab(View):
             ),
             self.more,
             self.text,
+            self.done,
             self.totals,
             self.table,
             self.result,

@@ -17,20 +17,40 @@ from workbench.charts.sensitivity import bar_states
 from workbench.charts.theme import palette
 from workbench.netron_server import model_url
 from workbench.studio.project import Project
+from workbench.studio.pruning_state import Shrunk
 from workbench.studio.session import Session
 from workbench.studio.state import ExportResult
 
-ORDER = ("float", "trained", "compressed", "fake_quant", "deploy", "qdq")
+PAIR = ("before", "after")
+ORDER = (*PAIR, "float", "trained", "compressed", "fake_quant", "deploy", "qdq")
 
 
-def graph_files(project: Project, exports: ExportResult | None) -> dict[str, Path]:
-    """Graphs that can be shown, by kind; before an export the float model if there is one."""
+def graph_files(
+    project: Project, exports: ExportResult | None, shrunk: Shrunk | None = None
+) -> dict[str, Path]:
+    """Graphs that can be shown, by kind; before an export the float model if there is one.
+
+    ``shrunk``: the float models before and after a pruning or a decomposition, if there was one.
+    """
     found = {file.kind: Path(file.path) for file in (exports.files if exports else ())}
-    if "float" not in found:
+    if shrunk is not None:
+        found |= zip(PAIR, map(Path, shrunk.onnx), strict=True)
+    elif "float" not in found:
         for folder in (project.folder, project.exports):
             for path in sorted(folder.glob("*float*.onnx")):
                 found.setdefault("float", path)
     return {kind: found[kind] for kind in ORDER if kind in found and found[kind].is_file()}
+
+
+def pair_titles(shrunk: Shrunk | None) -> dict[str, str]:
+    """What the graphs before and after are called."""
+    if shrunk is None:
+        return {}
+    before, after = {
+        "prune": (_("before pruning"), _("after pruning")),
+        "decompose": (_("before decomposition"), _("after decomposition")),
+    }[shrunk.kind]
+    return {"before": before, "after": after}
 
 
 class GraphView(View):
@@ -65,7 +85,7 @@ class GraphView(View):
             sizing_mode="stretch_width",
             margin=(14, 0, 0, 0),
         )
-        self.watch(session, self.update_files, "exports", "summary")
+        self.watch(session, self.update_files, "exports", "summary", "shrunk", "origin")
         self.watch(session, self.update_colours, "layers")
         self.watch(self.left, self.load, "value")
         self.watch(self.right, self.load, "value")
@@ -79,8 +99,14 @@ class GraphView(View):
     def _select(self, label: str) -> Any:
         return pmui.Select(label=label, options={}, width=320, size="small", margin=(0, 0, 6, 0))
 
+    @property
+    def shrunk(self) -> Shrunk | None:
+        """The last smaller model made here; else how this one was made."""
+        found: Shrunk | None = self.session.shrunk or self.session.origin
+        return found
+
     def update_files(self) -> None:
-        files = graph_files(self.session.project, self.session.exports)
+        files = graph_files(self.session.project, self.session.exports, self.shrunk)
         stamps = {kind: (str(path), path.stat().st_mtime) for kind, path in files.items()}
         if stamps == self._shown and self.left.options:
             return
@@ -88,9 +114,14 @@ class GraphView(View):
         self.files = files
         self.body.visible = bool(files)
         self.empty.visible = not files
-        options = {path.name: kind for kind, path in files.items()}
+        titles = pair_titles(self.shrunk)
+        options = {titles.get(kind, path.name): kind for kind, path in files.items()}
         kinds = list(files)
-        for select, wanted in ((self.left, "float"), (self.right, "deploy")):
+        # Of what was made last: an export, or a smaller model.
+        made = {kind: stamp for kind, (_path, stamp) in stamps.items()}
+        newest = max(made, key=lambda kind: made[kind], default="")
+        pair = PAIR if newest in PAIR else ("float", "deploy")
+        for select, wanted in zip((self.left, self.right), pair, strict=True):
             fallback = kinds[0 if select is self.left else -1] if kinds else None
             select.param.update(options=options, value=wanted if wanted in files else fallback)
         self.load()

@@ -12,6 +12,7 @@ from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
+from workbench.app.shrunk_result import made_from
 from workbench.app.view import View
 from workbench.app.window import MODEL_TAB, WindowState
 from workbench.charts import formats, module_chart
@@ -78,7 +79,7 @@ class ModelTab(View):
             options={_("treemap"): "treemap", _("icicle"): "icicle"}, value="treemap", size="small"
         )
         self.chart = Plot(self._figure(), height=460, label=_("Map of the modules"))
-        self.watch(session, self.update, "layers", "summary")
+        self.watch(session, self.update, "layers", "summary", "origin")
         self.watch(window, self.update_theme, "dark")
         self.watch(self.value, self.draw, "value")
         self.watch(self.kind, self.draw, "value")
@@ -98,7 +99,8 @@ class ModelTab(View):
         self.chart.draw(self._figure())
 
     def update(self) -> None:
-        self.text.fill(model_summary(self.session.layers, self.session.summary))
+        session = self.session
+        self.text.fill(made_from(session.origin) + model_summary(session.layers, session.summary))
         self.draw()
 
     def update_theme(self) -> None:

@@ -13,7 +13,7 @@ from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.prune_settings import PruneSettings
-from workbench.app.shrunk_result import made_from, reasons_fold, shrunk_result
+from workbench.app.shrunk_result import made_from, reasons_fold, shrunk_line, shrunk_result
 from workbench.app.view import View
 from workbench.app.window import LAYERS_TAB, SEARCH_TAB, WindowState
 from workbench.charts import channel_plan_chart, channel_sensitivity_chart
@@ -78,6 +78,7 @@ class PruneTab(View):
         )
         self.about = ThemedHTML(margin=(6, 0, 0, 0))
         self.blocked = ThemedHTML(margin=(4, 0))
+        self.done = ThemedHTML(margin=(4, 0))
         self.result = ThemedHTML(margin=(10, 0, 0, 0))
         scroll = {"overflow-y": "auto", "overflow-x": "hidden"}
         row: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
@@ -267,6 +268,7 @@ class PruneTab(View):
         self.origin.fill(origin)
         self.origin.visible = bool(origin)
         self.result.fill(shrunk_result(self.session.shrunk, "prune"))
+        self.done.fill(shrunk_line(self.session.shrunk, "prune"))
 
     def __panel__(self) -> Any:
         return pn.Column(
@@ -278,6 +280,7 @@ class PruneTab(View):
             ),
             self.more,
             self.text,
+            self.done,
             self.details,
             self.result,
             sizing_mode="stretch_width",

@@ -23,20 +23,29 @@ def project_link(folder: str, text: str) -> str:
     return f'<a href="?{escape(urlencode({"project": path.name}))}">{escape(text)}</a>'
 
 
-def shrunk_result(shrunk: Shrunk | None, kind: str) -> str:
-    """The new project of ``kind`` (prune, decompose) with its figures; empty without one."""
+def shrunk_line(shrunk: Shrunk | None, kind: str) -> str:
+    """That a new project of ``kind`` (prune, decompose) is there, with the way to it."""
     if shrunk is None or shrunk.kind != kind:
         return ""
-    titles = {"prune": _("Pruned project"), "decompose": _("Decomposed project")}
     name = Path(shrunk.folder).name
-    gone = "" if Path(shrunk.folder).is_dir() else f" · {escape(_('deleted since'))}"
+    if not Path(shrunk.folder).is_dir():
+        gone = _("{name} was made of this model, and is deleted by now.").format(name=name)
+        return f'<div class="wb-muted">{escape(gone)}</div>'
     link = project_link(shrunk.folder, _("Open {name}").format(name=name))
+    return (
+        f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {link} · '
+        f"{escape(_('Export shows both graphs side by side.'))}</div>"
+    )
+
+
+def shrunk_result(shrunk: Shrunk | None, kind: str) -> str:
+    """The new project of ``kind`` with its figures and what to do next; empty without one."""
+    if shrunk is None or shrunk.kind != kind:
+        return ""
+    title = {"prune": _("Pruned project"), "decompose": _("Decomposed project")}[kind]
     advice = "".join(f"<li>{escape(line)}</li>" for line in shrunk_advice(shrunk))
     return (
-        f'<h2 class="wb">{escape(titles[kind])}</h2>'
-        f'<p role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {link}{gone}'
-        f" · {escape(_('both graphs are under Export'))}</p>"
-        f"{before_after(shrunk)}{_notes(shrunk)}"
+        f'<h2 class="wb">{escape(title)}</h2>{before_after(shrunk)}{_notes(shrunk)}'
         f'<ul class="wb-muted">{advice}</ul>'
     )
 
