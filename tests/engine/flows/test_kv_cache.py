@@ -15,6 +15,7 @@ from workbench.engine.flows.kv_cache import (
     create_quant_cali_config,
     create_quant_cali_model,
 )
+from workbench.engine.graph.capture import capture
 
 
 class Block(nn.Module):
@@ -270,6 +271,8 @@ def test_a_calibrating_model_is_refused(net, paths):
         create_quant_cali_model(config, record, net)
     with pytest.raises(RuntimeError, match="already"):
         create_quant_cali_config(config, net, {"kv_cache_quant_layers": NAMES})
+    with pytest.raises(RuntimeError, match="already contains compression modules: blk0.k_proj"):
+        capture(net, batches(1)[0])
 
 
 def test_cancel_stops_the_next_forward(net, paths):

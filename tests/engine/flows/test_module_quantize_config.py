@@ -316,6 +316,18 @@ def test_unused_patterns_and_doubly_named_layers_are_warned_of(
     assert type(model.lm_head) is nn.Linear
 
 
+def test_skip_layers_that_skip_nothing_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    given = config(skip_layers=["q_prj", "q_proj"])
+    with caplog.at_level(logging.WARNING):
+        quantize(net(), given)
+    assert caplog.messages == ["the entry 'q_prj' of skip_layers is part of no layer's name"]
+    caplog.clear()
+    # Every preset names lm_head.
+    with caplog.at_level(logging.WARNING):
+        quantize(nn.Sequential(nn.Linear(32, 32)).bfloat16(), None)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("skip_layers", ["lm_head", ["lm_head"], {"lm_head"}, ("lm_head",)])
 def test_one_string_skips_one_layer(skip_layers: Any) -> None:
     model = net()

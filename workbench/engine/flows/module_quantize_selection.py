@@ -35,6 +35,8 @@ logger = logging.getLogger("workbench.engine.flows")
 
 _SOURCE = "quantize() config"
 _USUAL = ("Linear", "Conv2d")
+_USUALLY_SKIPPED = {"lm_head"}
+"""The presets skip it whether or not a model has one."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,11 @@ def select(
     left: list[LeftLayer] = []
     problems: list[Problem] = []
     unused = {pattern.glob for pattern in config.patterns}
+    idle = set(config.skip_layers)
     for names, module in places(model):
         name, kind = names[0], type(module).__name__
         unused -= {p.glob for p in config.patterns if any(p.matches(n) for n in names)}
+        idle -= {entry for entry in idle if any(entry in n for n in names)}
         skipped = next((entry for n in names if (entry := config.skips(n))), None)
         if kind == fp8_linear.SOURCE and skipped is None:
             logger.warning("layer %s (%s) is left for convert(), which turns it over", name, kind)
@@ -166,6 +170,8 @@ def select(
     raise_problems(problems, source=_SOURCE)
     for glob in sorted(unused):
         logger.warning("the pattern %r of quant_cfg matches no layer", glob)
+    for entry in sorted(idle - _USUALLY_SKIPPED):
+        logger.warning("the entry %r of skip_layers is part of no layer's name", entry)
     return Selection(tuple(planned), tuple(left))
 
 

@@ -22,6 +22,8 @@ class KVCacheQuant(nn.Module):
     attributes are those of the layer. Chapter 25 section 16.
     """
 
+    workbench_wrapper = True  # no model to start a flow from
+
     def __init__(
         self,
         ori_module: nn.Module,
