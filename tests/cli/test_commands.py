@@ -64,6 +64,10 @@ def test_a_chain_of_commands_leaves_what_a_page_can_open(
     assert opened.store.get("exports")["parity"]
     opened.close()
 
+    assert run("report", project, "--output", tmp_path / "r.html") == 0
+    assert f"report: {tmp_path / 'r.html'}" in capsys.readouterr().out
+    assert "largest difference" in (tmp_path / "r.html").read_text("utf-8")
+
 
 def test_training_and_the_trained_files(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from workbench.app.job_notice import JobNotice
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
+from workbench.studio.report import report_html, report_path
 from workbench.studio.session import Session
 from workbench.studio.state import ExportedFile, ExportResult, ParityLine
 
@@ -65,9 +67,7 @@ def _parity(line: ParityLine) -> str:
     return f'<div class="{tone}">{mark} {escape(line.text + where)}</div>'
 
 
-def export_result(
-    result: ExportResult | None, metric_name: str, gone: Collection[str] = ()
-) -> str:
+def export_result(result: ExportResult | None, metric_name: str, gone: Collection[str] = ()) -> str:
     """Files with bytes, ratio, metric and latency against float; then the parity lines.
 
     Paths in ``gone`` hold another export by now, so that they are not offered for download.
@@ -115,6 +115,14 @@ class ExportTab(View):
         self.parts = [self.state, self.graphs]
         self.button = pmui.Button(label=_("Export"), icon="play_arrow", size="small", margin=0)
         self.press(self.button, lambda: self.act(lambda: session.export(wait=False)))
+        self.report = pmui.FileDownload(
+            callback=lambda: io.StringIO(report_html(session)),
+            filename=report_path(session, None).name,
+            label=_("Report (HTML)"),
+            variant="outlined",
+            size="small",
+            margin=0,
+        )
         self.progress = ThemedHTML()
         self.result = ThemedHTML()
         self.watch(session, self.update, "exports", "job", "layers", "summary")
@@ -124,6 +132,7 @@ class ExportTab(View):
         job = self.session.job
         active = job is not None and job.active
         self.button.disabled = active or not len(self.session.layers)
+        self.report.disabled = not len(self.session.layers)
         text = ""
         if job is not None and active and job.kind == "export":
             text = f'<span role="status">{escape(job.message or _("Exporting"))} …</span>'
@@ -135,6 +144,7 @@ class ExportTab(View):
             self.state,
             pn.Row(
                 self.button,
+                self.report,
                 self.progress,
                 margin=(6, 0),
                 styles={"align-items": "center", "gap": "12px"},

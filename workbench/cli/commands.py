@@ -147,6 +147,16 @@ def _exported(session: Session) -> Result:
     }
 
 
+def _report(session: Session, given: argparse.Namespace) -> None:
+    session.report(given.output)
+
+
+def _reported(session: Session, given: argparse.Namespace) -> Result:
+    from workbench.studio.report import report_path
+
+    return _summary(session) | {"report": str(report_path(session, given.output))}
+
+
 def _words(found: Result) -> str:
     """The result for a person: a figure a line, lists indented."""
     from workbench.charts import formats
@@ -174,6 +184,8 @@ def _words(found: Result) -> str:
         lines.append(f"  trained ({', '.join(how)}): {formats.metric(found['trained'], metric)}")
     if "weights" in found:
         lines.append(f"  weights: {found['weights']}")
+    if "report" in found:
+        lines.append(f"  report: {found['report']}")
     if "record" in found:
         lines.append(f"  record: {found['record']}")
     for file in found.get("files", ()):
@@ -346,6 +358,17 @@ COMMANDS: Mapping[str, Command] = {
             Option(
                 "--prefix",
                 {"help": "folder and beginning of the file names (default: in the project)"},
+            ),
+        ),
+    ),
+    "report": Command(
+        "write what is known of the project as one HTML page that opens without a net",
+        _report,
+        _reported,
+        (
+            Option(
+                "--output",
+                {"help": "the file (default: exports/NAME_report.html in the project)"},
             ),
         ),
     ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterable
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 import pandas as pd
 
@@ -13,6 +15,9 @@ from workbench.studio import comparing, edits, history
 from workbench.studio.following import Follower
 from workbench.studio.history import Deletion
 from workbench.studio.project import Project
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
 
 
 class Remembering(Protocol):
@@ -30,7 +35,7 @@ class Remembering(Protocol):
 
 
 class HistoryControl:
-    """The table of all trials, exports and trainings, and what can be done with its rows."""
+    """The table of all that was run; what can be done with its rows; the report."""
 
     def history(self: Remembering) -> pd.DataFrame:
         """One row a trial, export, training or quantised folder of the project, oldest first.
@@ -82,6 +87,17 @@ class HistoryControl:
         plan = history.delete(self.project, self.history(), keys)
         self.poll()
         return plan
+
+    def report(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write an offline HTML report of the project and return its path.
+
+        One file with the figures, charts, tables of layers and trials, exported files and how they
+        agree, configuration and script; it opens without a net. ``path`` None:
+        ``exports/<project>_report.html`` in the project. Error: ``NotWritable``.
+        """
+        from workbench.studio.report import write_report
+
+        return write_report(cast("Session", self), path)
 
 
 def knows_configuration(row: pd.Series) -> bool:
