@@ -15,7 +15,6 @@ import plotly.graph_objects as go
 
 from workbench.charts import formats
 from workbench.charts.drawn import exact_values
-from workbench.charts.drawn import exact_values
 from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
 from workbench.charts.theme import PATTERNS, base_figure, hatch, note, palette
@@ -218,7 +217,6 @@ def sensitivity_chart(
         x=np.arange(len(table)),
         y=heights,
         base=base,
-        meta=exact_values(base + heights, values),
         meta=exact_values(base + heights, values),
         customdata=np.asarray(table["name"], dtype=object),
         hovertext=hover_texts(table),
