@@ -30,6 +30,10 @@ _OPERATORS: Mapping[Any, str] = {
     torch.cat: "cat",
     torch.concat: "cat",
     torch.concatenate: "cat",
+    # What an exported program is rebuilt with.
+    torch.ops.aten.add.Tensor: "add",
+    torch.ops.aten.add_.Tensor: "add",
+    torch.ops.aten.cat.default: "cat",
 }
 
 
