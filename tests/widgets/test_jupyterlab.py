@@ -114,7 +114,7 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
     page.wait_for_function(READY, timeout=120000)
     page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells'); }")
 
-    boxes = page.locator(".widget-checkbox input:visible")
+    boxes = page.locator(".wb-quant input:visible")
     bars = page.locator(".js-plotly-plot .barlayer .trace").first.locator(".point path")
     try:
         boxes.nth(11).wait_for(timeout=120000)
@@ -142,7 +142,7 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
         page.locator(".hoverlayer .hovertext").first.wait_for()
         page.mouse.click(*place)
         page.wait_for_function(
-            "() => !document.querySelectorAll('.widget-checkbox input')[2].checked", timeout=10000
+            "() => !document.querySelectorAll('.wb-quant input')[2].checked", timeout=10000
         )
         # Netron is in the page, delivered by the server that is there anyway.
         frame = page.frame_locator("iframe.workbench-netron")

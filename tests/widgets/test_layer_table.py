@@ -3,20 +3,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pruning_case
 import pytest
 
 from workbench.studio.project import Project
+from workbench.studio.pruning_state import store_pruning
 from workbench.studio.session import Session
 from workbench.widgets import LayerTable, SensitivityChart
 
+NAME = 3  # after the boxes
+
 
 def shown(table: LayerTable) -> list[str]:
-    return [row.children[1].description for row in table._boxes if row.layout.display != "none"]
+    return [row.children[NAME].description for row in table._boxes if row.layout.display != "none"]
 
 
 def ticks(table: LayerTable) -> dict[str, bool]:
     return {
-        row.children[1].description: row.children[0].value
+        row.children[NAME].description: row.children[0].value
         for row in table._boxes
         if row.layout.display != "none"
     }
@@ -28,8 +32,8 @@ def test_shows_what_the_session_knows(session: Session) -> None:
     assert sum(ticks(table).values()) == 11
     last = table._boxes[11]
     assert last.children[0].disabled
-    assert "its &lt;weights&gt; are shared" in last.children[2].value
-    assert "2.00e-01" in table._boxes[2].children[2].value
+    assert "its &lt;weights&gt; are shared" in last.children[-1].value
+    assert "2.00e-01" in table._boxes[2].children[-1].value
     assert "11 of 11 quantised" in table.count.value
 
 
@@ -73,7 +77,7 @@ def test_filter_pages_and_order(make_session: Callable[..., Session]) -> None:
     table.filter.value = ""
     table.type.value = "Linear"
     assert set(shown(table)) <= set(session.layers[session.layers["type"] == "Linear"]["name"])
-    table.type.value = "any type"
+    table.type.value = ""
     table.order.value = "worst first"
     assert shown(table)[0] == session.layers["name"][2]
     table.show.value = "not quantisable"
@@ -112,9 +116,9 @@ def test_selecting_turns_to_the_page(make_session: Callable[..., Session]) -> No
     table = LayerTable(session)
     table.selected = session.layers["name"][40]
     assert session.layers["name"][40] in shown(table)
-    marked = [r.children[1].description for r in table._boxes if r.children[1].button_style]
+    marked = [r.children[NAME].description for r in table._boxes if r.children[NAME].button_style]
     assert marked == [session.layers["name"][40]]
-    table._boxes[0].children[1].click()
+    table._boxes[0].children[NAME].click()
     assert table.selected == session.layers["name"][25]
 
 
@@ -159,11 +163,40 @@ def test_settings_of_all_layers_shown(session: Session) -> None:
     table.set.click()
     able = session.layers[session.layers["eligible"]]
     assert set(able["wts_algo"]) == {"ada_quantize"}
-    assert "IFMR / ADA" in table._boxes[0].children[2].value
+    assert "IFMR / ADA" in table._boxes[0].children[-1].value
     table.setting.value = "dmq"
     assert [text for text, _ in table.value.options][:2] == ["off", "0.2"]
     table.value.value = 0.5
     table.set.click()
-    assert "DMQ 0.5" in table._boxes[0].children[2].value
+    assert "DMQ 0.5" in table._boxes[0].children[-1].value
     table.undo.click()
-    assert "DMQ" not in table._boxes[0].children[2].value
+    assert "DMQ" not in table._boxes[0].children[-1].value
+
+
+def test_training_and_pruning_are_ticked_beside_quantising(folder: Path) -> None:
+    project = Project.create(folder, layers=pruning_case.layers())
+    session = Session(project)
+    store_pruning(project.store, pruning_case.pruning())
+    session.poll()
+    table = LayerTable(session)
+    quantise, train, prune = table._boxes[1].children[:3]
+    assert (quantise.value, train.value, prune.value) == (True, True, False)
+    train.value = False
+    assert session.layers["retrain_enable"].tolist() == [True, False, True, True]
+    prune.value = True
+    assert session.layers["prune_enable"].tolist() == [False, True, False, False]
+    figures = [row.children[-1].value for row in table._boxes[:4]]
+    assert ">0.20<" in figures[1] and ">0.20<" not in figures[0]
+    assert ">4.5<" in figures[1], "the mean sensitivity of its channels"
+    assert "pruning: its channels go with those of body.b: off" in figures[1]
+    assert "outputs are those of the &lt;model&gt;" in figures[3]
+    table.filter.value = "body"
+    table.setting.value = "prune_ratio"
+    table.value.value = 0.4
+    table.set.click()
+    table.setting.value = "prune_enable"
+    table.set.click()
+    assert session.prune_ratios() == {"body.a": 0.4, "body.b": 0.4}
+    table.undo.click()
+    assert session.prune_ratios() == {"body.a": 0.4}
+    session.dispose()

@@ -88,7 +88,7 @@ class DecomposeSettings(param.Parameterized):
             pmui.Checkbox.from_param(
                 self.param.balance, label=_("balance the two layers"), width=190, **small
             ),
-            gap="4px", margin=0, styles={"padding": "4px 0", "align-items": "center"},
+            gap="4px", margin=0, styles={"padding": "8px 0 4px", "align-items": "center"},
         )  # fmt: skip
 
     def _choice(self, name: str, label: str, options: dict[str, str], width: int) -> Any:

@@ -17,7 +17,8 @@ from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, LAYERS_TAB, WindowState
 from workbench.charts import formats
 from workbench.charts.sensitivity import bar_states
-from workbench.studio.columns import OPTIONS, refusal
+from workbench.studio.columns import OPTIONS
+from workbench.studio.pruning_words import WholeLayers, layer_reason
 from workbench.studio.session import Session
 
 TICKS = ("quant_enable", "retrain_enable", "channel_wise", "prune_enable")
@@ -126,20 +127,11 @@ def display_frame(
             for state, pin in zip(states, shown["pin"].tolist(), strict=True)
         ],
         "reason": [
-            _reason(said(reason), said(whole.get(name, "")))
+            layer_reason(said(reason), said(whole.get(name, "")))
             for name, reason in zip(shown["name"].tolist(), shown["reason"].tolist(), strict=True)
         ],
     }
     return pd.DataFrame(frame)
-
-
-def _reason(quantising: str, pruning: str) -> str:
-    """Why a layer cannot be quantised, why it keeps all its channels, or both."""
-    if not pruning:
-        return quantising
-    if not quantising:
-        return _("pruning: {reason}").format(reason=pruning)
-    return _("{quantising} · pruning: {pruning}").format(quantising=quantising, pruning=pruning)
 
 
 def menu(column: str) -> dict[str, Any]:
@@ -187,8 +179,7 @@ class LayerTable(View):
             values = list(OPTIONS[column]) if column in BITS else list(menu(column))
             editors[column] = {"type": "list", "values": values}
         editors[RATIO] = {"type": "number", "min": 0.01, "max": 0.99, "step": 0.05}
-        self._obstacles: dict[str, str] = {}
-        self._known: frozenset[str] = frozenset()
+        self._whole = WholeLayers(session)
         self.table = pn.widgets.Tabulator(
             self._frame(),
             show_index=False,
@@ -220,19 +211,9 @@ class LayerTable(View):
 
     def _frame(self) -> pd.DataFrame:
         shown = shown_layers(self.session.layers, self.window)
-        return display_frame(shown, self.window.threshold, self.window.selected, self.whole())
-
-    def whole(self) -> dict[str, str]:
-        """Why layers keep all their channels: by their kind, by the graph, by their ratios."""
-        session = self.session
-        if session.names != self._known:
-            self._known = session.names
-            found = (
-                (x.name, refusal(x, "prune_enable", True)) for x in session.project.store.layers()
-            )
-            self._obstacles = {name: reason for name, reason in found if reason}
-        blocked = session.pruning.blocked if session.pruning is not None else {}
-        return {**self._obstacles, **blocked, **session.prune_notes()}
+        return display_frame(
+            shown, self.window.threshold, self.window.selected, self._whole.reasons()
+        )
 
     def update(self) -> None:
         frame = self._frame()

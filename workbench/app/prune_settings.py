@@ -35,7 +35,7 @@ class PruneSettings(param.Parameterized):
 
     def panel(self) -> Any:
         """The controls in one row, each with a line under them where it needs one."""
-        small = {"size": "small", "margin": (4, 8, 0, 0)}
+        small = {"size": "small", "margin": (10, 8, 0, 0)}
         measure = pmui.Select(
             label=_("sensitivity"),
             options={_("Taylor, with data"): "taylor", _("norms of the filters"): "l2"},

@@ -35,7 +35,7 @@ class SearchParts(View):
             value=window.search_part,
             size="small",
             width=380,
-            margin=(8, 14, 0, 14),
+            margin=(8, 14, 6, 14),
         )
         self._places = {
             name: pn.Column(sizing_mode="stretch_width", margin=0, visible=False) for name in parts

@@ -12,6 +12,7 @@ def job_title(kind: str) -> str:
         "analyse": _("Analysing"),
         "inspect": _("Comparing"),
         "search": _("Searching"),
+        "prune_search": _("Measuring channels"),
         "prune": _("Pruning"),
         "decompose": _("Decomposing"),
         "train": _("Training"),

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from workbench.charts import formats
 from workbench.charts.text import _, ngettext
+from workbench.studio.columns import refusal
 from workbench.studio.pruning_state import PrunePlan, PruningState, Shrunk
+
+if TYPE_CHECKING:
+    from workbench.studio.session import Session
 
 FEW_SAMPLES = 128
 NARROW = 16
@@ -143,3 +148,32 @@ def shrunk_advice(shrunk: Shrunk) -> tuple[str, ...]:
     return (
         _("Open the project and fine-tune it under Train; then quantise it like any other model."),
     )
+
+
+def layer_reason(quantising: str, pruning: str) -> str:
+    """Why a layer cannot be quantised, why it keeps all its channels, or both."""
+    if not pruning:
+        return quantising
+    if not quantising:
+        return _("pruning: {reason}").format(reason=pruning)
+    return _("{quantising} · pruning: {pruning}").format(quantising=quantising, pruning=pruning)
+
+
+class WholeLayers:
+    """Why layers of a session keep all their channels, for its table of layers."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: frozenset[str] = frozenset()
+        self.obstacles: dict[str, str] = {}
+
+    def reasons(self) -> dict[str, str]:
+        """Layer -> why: by its kind, by the graph, or by the ratios that are chosen now."""
+        session = self._session
+        if session.names != self._known:
+            self._known = session.names
+            layers = session.project.store.layers()
+            kinds = ((x.name, refusal(x, "prune_enable", True)) for x in layers)
+            self.obstacles = {name: reason for name, reason in kinds if reason}
+        blocked = session.pruning.blocked if session.pruning is not None else {}
+        return {**self.obstacles, **blocked, **session.prune_notes()}

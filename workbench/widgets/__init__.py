@@ -15,6 +15,7 @@ from workbench.widgets.inspector import LayerInspector
 from workbench.widgets.job_bar import JobBar, show_jobs
 from workbench.widgets.layer_table import LayerTable
 from workbench.widgets.netron_view import NetronView
+from workbench.widgets.pruning_panel import PruningPanel
 from workbench.widgets.search_monitor import SearchMonitor
 from workbench.widgets.sensitivity import SensitivityChart
 from workbench.widgets.train_monitor import TrainMonitor
@@ -28,6 +29,7 @@ __all__ = [
     "LayerInspector",
     "LayerTable",
     "NetronView",
+    "PruningPanel",
     "SearchMonitor",
     "SensitivityChart",
     "TrainMonitor",

@@ -17,6 +17,7 @@ from workbench.widgets.inspector import LayerInspector
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.layer_table import LayerTable
 from workbench.widgets.netron_view import NetronView
+from workbench.widgets.pruning_panel import PruningPanel
 from workbench.widgets.search_monitor import SearchMonitor
 from workbench.widgets.sensitivity import SensitivityChart
 from workbench.widgets.train_monitor import TrainMonitor
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Workbench(SessionView):
-    """Summary, layers, one layer, search, training, formats, export and graph in tabs."""
+    """Summary, layers, one layer, search, pruning, training, formats, export, graph in tabs."""
 
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
@@ -40,6 +41,7 @@ class Workbench(SessionView):
         self.table = LayerTable(session)
         self.inspector = LayerInspector(session, dark=dark)
         self.search = SearchMonitor(session, dark=dark)
+        self.pruning = PruningPanel(session, dark=dark)
         self.train = TrainMonitor(session, dark=dark)
         self.formats = FormatsPanel(session, dark=dark)
         self.export = ExportPanel(session)
@@ -50,6 +52,7 @@ class Workbench(SessionView):
                 layers,
                 self.inspector,
                 self.search,
+                self.pruning,
                 self.train,
                 self.formats,
                 self.export,
@@ -59,6 +62,7 @@ class Workbench(SessionView):
                 _("Layers"),
                 _("Inspect"),
                 _("Search"),
+                _("Channels"),
                 _("Train"),
                 _("Formats"),
                 _("Export"),

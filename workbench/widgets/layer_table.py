@@ -14,33 +14,54 @@ import traitlets
 
 from workbench.charts import formats
 from workbench.charts.sensitivity import worst_first
-from workbench.studio.columns import OPTIONS
+from workbench.charts.spoken import said
+from workbench.charts.text import N_, _
+from workbench.studio.columns import FLAGS, OPTIONS
+from workbench.studio.pruning_words import WholeLayers, layer_reason
 from workbench.widgets.view import SessionView, button
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
 
 ROWS = 25
+TICKS = {
+    "quant_enable": N_("quantise"),
+    "retrain_enable": N_("train"),
+    "prune_enable": N_("prune"),
+}
+"""Columns with a box in every row, and what is said over them."""
+
 SETTINGS = {
-    "act_algo": "activations",
-    "wts_algo": "weights",
-    "act_bits": "activation bits",
-    "wts_bits": "weight bits",
+    "retrain_enable": N_("train"),
+    "prune_enable": N_("prune"),
+    "prune_ratio": N_("prune ratio"),
+    "act_algo": N_("activations"),
+    "wts_algo": N_("weights"),
+    "act_bits": N_("activation bits"),
+    "wts_bits": N_("weight bits"),
     "dmq": "DMQ",
 }
 SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
-GRID = "grid-template-columns: 100px 90px 60px 50px 92px 40px 86px 64px minmax(60px, 1fr)"
-HEAD = ("type", "shape", "params", "MACs", "act / wts", "bits", "1 − cos", "SQNR", "")
+GRID = "grid-template-columns: 84px 86px 54px 48px 88px 36px 70px 58px 44px 70px minmax(60px, 1fr)"
+HEAD = (
+    N_("type"), N_("shape"), N_("params"), N_("MACs"), N_("act / wts"), N_("bits"), "1 − cos",
+    "SQNR", N_("ratio"), N_("prune sens."), "",
+)  # fmt: skip
+PRUNE = ("prune_enable", "prune_ratio")
+RATIOS = tuple(n / 10 for n in range(1, 9))
 SHOW = {
-    "all": None,
-    "quantised": "quantised",
-    "skipped": "skipped",
-    "not quantisable": "ineligible",
+    N_("all"): None,
+    N_("quantised"): "quantised",
+    N_("skipped"): "skipped",
+    N_("not quantisable"): "ineligible",
 }
 
 
+ORDERS = (N_("execution order"), N_("worst first"))
+
+
 class LayerTable(SessionView):
-    """Layers with a ``quant_enable`` box each; filter, pages, bulk edits, undo.
+    """Layers with a box for each of ``TICKS``; filter, pages, bulk edits, undo.
 
     ``selected`` is the name of the layer that was clicked last ("" for none).
     """
@@ -51,24 +72,31 @@ class LayerTable(SessionView):
         self.rows = rows
         self.page = 0
         self._names: list[str] = []
+        self._whole = WholeLayers(session)
+        self._reasons: dict[str, str] = {}
         self._build_controls()
         self._boxes = [self._row(i) for i in range(rows)]
         head = "".join(
-            f'<span class="{"wb-num" if title in NUMERIC else ""}">{title}</span>' for title in HEAD
+            f'<span class="{"wb-num" if title in NUMERIC else ""}">{_(title)}</span>'
+            for title in HEAD
         )
         self._head = w.HBox(
             [
-                w.HTML(
-                    '<span class="wb-row wb-head">quantise</span>', layout=w.Layout(width="60px")
+                *(
+                    w.HTML(f'<span class="wb-row wb-head">{_(title)}</span>', layout=_TICK)
+                    for title in TICKS.values()
                 ),
-                w.HTML('<span class="wb-row wb-head">name</span>', layout=w.Layout(width="230px")),
+                w.HTML(
+                    f'<span class="wb-row wb-head">{_("name")}</span>',
+                    layout=w.Layout(width="230px"),
+                ),
                 w.HTML(f'<div class="wb-row wb-head" style="{GRID}">{head}</div>', layout=_GROW),
             ]
         )
         super().__init__(
             session, [self._filters, self._bulk, self._head, *self._boxes, self._pager]
         )
-        self.watch(self.refresh, "layers", "can_undo", "can_redo")
+        self.watch(self.refresh, "layers", "pruning", "can_undo", "can_redo")
         self.observe(lambda _: self._show_selected(), "selected")
         self.refresh()
 
@@ -76,30 +104,36 @@ class LayerTable(SessionView):
 
     def _build_controls(self) -> None:
         self.filter = w.Text(
-            placeholder="name or regular expression", description="filter", continuous_update=True
+            placeholder=_("name or regular expression"),
+            description=_("filter"),
+            continuous_update=True,
         )
-        self.type = w.Dropdown(options=["any type"], layout=w.Layout(width="150px"))
-        self.show = w.Dropdown(options=list(SHOW), layout=w.Layout(width="150px"))
+        self.type = w.Dropdown(options=[(_("any type"), "")], layout=w.Layout(width="150px"))
+        self.show = w.Dropdown(
+            options=[(_(title), title) for title in SHOW], layout=w.Layout(width="150px")
+        )
         self.order = w.Dropdown(
-            options=["execution order", "worst first"], layout=w.Layout(width="150px")
+            options=[(_(order), order) for order in ORDERS], layout=w.Layout(width="150px")
         )
         for control in (self.filter, self.type, self.show, self.order):
             control.observe(lambda _: self._restart(), "value")
         self._filters = w.HBox([self.filter, self.type, self.show, self.order])
-        self.quantise = button("Quantise shown", lambda: self._set_shown(True))
-        self.skip = button("Skip shown", lambda: self._set_shown(False))
+        self.quantise = button(_("Quantise shown"), lambda: self._set_shown(True))
+        self.skip = button(_("Skip shown"), lambda: self._set_shown(False))
         self.worst = w.BoundedIntText(value=3, min=1, max=100000, layout=w.Layout(width="70px"))
-        self.skip_worst = button("Skip the worst", self._skip_worst)
+        self.skip_worst = button(_("Skip the worst"), self._skip_worst)
         self.setting = w.Dropdown(
-            options=[(text, column) for column, text in SETTINGS.items()],
+            options=[(_(text), column) for column, text in SETTINGS.items()],
             layout=w.Layout(width="140px"),
         )
         self.value = w.Dropdown(layout=w.Layout(width="90px"))
-        self.set = button("Set for shown", self._set_option, tip="Set it for all layers shown")
+        self.set = button(
+            _("Set for shown"), self._set_option, tip=_("Set it for all layers shown")
+        )
         self.setting.observe(lambda _: self._offer(), "value")
         self._offer()
-        self.undo = button("Undo", lambda: self.act(self.session.undo))
-        self.redo = button("Redo", lambda: self.act(self.session.redo))
+        self.undo = button(_("Undo"), lambda: self.act(self.session.undo))
+        self.redo = button(_("Redo"), lambda: self.act(self.session.redo))
         self.count = w.HTML()
         self._bulk = w.HBox(
             [
@@ -115,26 +149,31 @@ class LayerTable(SessionView):
                 self.count,
             ]
         )
-        self.previous = button("‹", lambda: self._turn(-1), tip="Previous page")
-        self.next = button("›", lambda: self._turn(1), tip="Next page")
+        self.previous = button("‹", lambda: self._turn(-1), tip=_("Previous page"))
+        self.next = button("›", lambda: self._turn(1), tip=_("Next page"))
         self.where = w.HTML()
         self._pager = w.HBox([self.previous, self.where, self.next])
 
     def _row(self, index: int) -> w.HBox:
-        box = w.Checkbox(indent=False, layout=w.Layout(width="60px"))
+        boxes = [self._box(index, column) for column in TICKS]
         name = w.Button(layout=w.Layout(width="230px"))
         name.add_class("wb-name")
         figures = w.HTML(layout=_GROW)
-        box.observe(lambda change: self._ticked(index, bool(change["new"])), "value")
         name.on_click(lambda _: self._clicked(index))
-        return w.HBox([box, name, figures])
+        return w.HBox([*boxes, name, figures])
+
+    def _box(self, index: int, column: str) -> w.Checkbox:
+        box = w.Checkbox(indent=False, layout=_TICK)
+        box.add_class(f"wb-{column.split('_')[0]}")
+        box.observe(lambda change: self._ticked(index, column, bool(change["new"])), "value")
+        return box
 
     # What the user does.
 
-    def _ticked(self, index: int, value: bool) -> None:
+    def _ticked(self, index: int, column: str, value: bool) -> None:
         place = self.page * self.rows + index
         if not self._muted and place < len(self._names):
-            self.act(lambda: self.session.set_flag([self._names[place]], value))
+            self.act(lambda: self.session.set_flag([self._names[place]], value, column))
             self.refresh()  # a refused edit puts the box back
 
     def _clicked(self, index: int) -> None:
@@ -151,8 +190,13 @@ class LayerTable(SessionView):
 
     def _offer(self) -> None:
         column = self.setting.value
-        if column == "dmq":
-            options = [("off", 0.0), *((f"{n / 10:g}", n / 10) for n in range(2, 9))]
+        options: list[tuple[str, Any]]
+        if column in FLAGS:
+            options = [(_("on"), True), (_("off"), False)]
+        elif column == "prune_ratio":
+            options = [(f"{ratio:g}", ratio) for ratio in RATIOS]
+        elif column == "dmq":
+            options = [(_("off"), 0.0), *((f"{n / 10:g}", n / 10) for n in range(2, 9))]
         else:
             options = [(SHORT.get(str(v), str(v)), v) for v in OPTIONS[column]]
         self.value.options = options
@@ -160,19 +204,21 @@ class LayerTable(SessionView):
     def _set_option(self) -> None:
         layers, column = self.session.layers, self.setting.value
         able = set(layers["name"][layers["eligible"].to_numpy(dtype=bool)])
+        if column in PRUNE:
+            able = set(layers["name"]) - self._whole.obstacles.keys()
         names = [name for name in self._names if name in able]
         if names:
             before = self.session.notice
             self.act(lambda: self.session.set_option(names, column, self.value.value))
             if self.session.notice not in ("", before):
-                self.say(self.session.notice)
+                self.say(said(self.session.notice))
 
     def _skip_worst(self) -> None:
         layers = self.session.layers
         order = layers.iloc[worst_first(layers)]
         measured = order[order["eligible"].astype(bool) & order["error"].notna()]
         if measured.empty:
-            self.say("Nothing is measured yet: run session.analyse() first.")
+            self.say(_("Nothing is measured yet: run session.analyse() first."))
             return
         names = [str(name) for name in measured["name"][: self.worst.value]]
         self.act(lambda: self.session.set_flag(names, False))
@@ -196,7 +242,8 @@ class LayerTable(SessionView):
     def refresh(self) -> None:
         layers = self.session.layers
         with self.mute():
-            types = ["any type", *dict.fromkeys(str(kind) for kind in layers["type"])]
+            kinds = dict.fromkeys(str(kind) for kind in layers["type"])
+            types = [(_("any type"), ""), *((kind, kind) for kind in kinds)]
             if list(self.type.options) != types:
                 self.type.options = types
         table = self._filtered(layers)
@@ -205,7 +252,8 @@ class LayerTable(SessionView):
         self.redo.disabled = not self.session.can_redo
         on = int(layers["quant_enable"].sum()) if len(layers) else 0
         able = int(layers["eligible"].sum()) if len(layers) else 0
-        self.count.value = f'<span class="wb-note">{on} of {able} quantised</span>'
+        count = _("{n} of {m} quantised").format(n=on, m=able)
+        self.count.value = f'<span class="wb-note">{count}</span>'
         self._draw(table)
 
     def _filtered(self, layers: pd.DataFrame) -> pd.DataFrame:
@@ -219,7 +267,7 @@ class LayerTable(SessionView):
             keep &= np.array(
                 [bool(pattern.search(str(name))) for name in layers["name"]], dtype=bool
             )
-        if self.type.value not in (None, "any type"):
+        if self.type.value:
             keep &= (layers["type"] == self.type.value).to_numpy(dtype=bool)
         state = SHOW[self.show.value]
         if state is not None:
@@ -234,6 +282,7 @@ class LayerTable(SessionView):
         self.page = min(max(self.page, 0), pages - 1)
         start = self.page * self.rows
         shown = table.iloc[start : start + self.rows]
+        self._reasons = self._whole.reasons()
         with self.mute():
             for box, row in zip(self._boxes, shown.itertuples(index=False), strict=False):
                 self._fill(box, row)
@@ -242,31 +291,44 @@ class LayerTable(SessionView):
         self.previous.disabled = self.page == 0
         self.next.disabled = self.page >= pages - 1
         self._pager.layout.display = "none" if pages == 1 and len(table) else ""
-        self.where.value = (
-            f'<span class="wb-note">{start + 1}–{start + len(shown)} of {len(table)}</span>'
+        where = (
+            _("{first}–{last} of {all}").format(
+                first=start + 1, last=start + len(shown), all=len(table)
+            )
             if len(table)
-            else '<span class="wb-note">no layer matches</span>'
+            else _("no layer matches")
         )
+        self.where.value = f'<span class="wb-note">{where}</span>'
 
     def _fill(self, box: w.HBox, row: Any) -> None:
-        tick, name, figures = box.children
+        *ticks, name, figures = box.children
         box.layout.display = ""
-        tick.value = bool(row.quant_enable)
-        tick.disabled = not row.eligible
-        tick.tooltip = f"quantise {row.name}"
+        tips = {
+            "quant_enable": _("quantise {layer}"),
+            "retrain_enable": _("train {layer}"),
+            "prune_enable": _("prune {layer}"),
+        }
+        for tick, column in zip(ticks, TICKS, strict=True):
+            tick.value = bool(getattr(row, column))
+            tick.tooltip = tips[column].format(layer=row.name)
+            can = (
+                row.name not in self._whole.obstacles if column == "prune_enable" else row.eligible
+            )
+            tick.disabled = not can
         name.description = str(row.name)
         name.tooltip = str(row.name)
         name.button_style = "info" if row.name == self.selected else ""
-        figures.value = row_html(row)
+        figures.value = row_html(row, said(self._reasons.get(row.name, "")))
 
 
+_TICK = w.Layout(width="52px")
 _GROW = w.Layout(flex="1 1 auto", width="auto")
-NUMERIC = frozenset({"params", "MACs", "bits", "1 − cos", "SQNR"})
+NUMERIC = frozenset({"params", "MACs", "bits", "1 − cos", "SQNR", "ratio", "prune sens."})
 
 
-def row_html(row: Any) -> str:
-    """The figures of one layer as one line of HTML."""
-    reason = html.escape(str(row.reason or ""))
+def row_html(row: Any, whole: str = "") -> str:
+    """The figures of one layer as one line of HTML; ``whole``: why it keeps all its channels."""
+    reason = html.escape(layer_reason(said(str(row.reason or "")), whole))
     bits = f"{row.act_bits}/{row.wts_bits}" if row.eligible else ""
     algorithm = ""
     if row.eligible:
@@ -285,6 +347,8 @@ def row_html(row: Any) -> str:
         ("wb-num", bits),
         ("wb-num", error),
         ("wb-num", sqnr),
+        ("wb-num", f"{row.prune_ratio:.2f}" if row.prune_enable else ""),
+        ("wb-num", formats.exact(row.prune_sensitivity)),
         ("wb-note", reason),
     )
     inner = "".join(f'<span class="{kind}" title="{text}">{text}</span>' for kind, text in cells)
