@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import training_project as training
 from sample_layers import layer
@@ -14,6 +15,7 @@ from workbench.app.layer_table import menu
 from workbench.app.page import WorkbenchPage
 from workbench.app.window import EXPORT_TAB, LAYERS_TAB, TRAIN_TAB
 from workbench.studio import ErrorText, jobtable
+from workbench.studio.masks import masks_file
 from workbench.studio.project import Project
 from workbench.studio.session import Session
 from workbench.studio.training_state import METHODS
@@ -125,6 +127,78 @@ def test_settings_are_what_train_takes(page: WorkbenchPage) -> None:
     assert settings.arguments()["learning_rate"] == 0.5, "what was chosen stays"
     page.train.start.clicks += 1
     assert "cannot start jobs" in page.window.notice
+
+
+def test_each_method_has_its_settings(page: WorkbenchPage) -> None:
+    settings, session = page.train.settings, page.session
+    usual = set(settings.arguments())
+    assert "clip_rate" in usual and "sparsity" not in usual
+    controls = page.train.compression
+    shown = {}
+    for method in METHODS:
+        settings.method = method
+        shown[method] = {control.label for control in controls.objects if control.visible}
+    assert shown == {
+        "qat": set(), "distill": set(), "finetune": set(), "sparse": {"new masks every, steps"},
+        "compressed": {"pruning", "new masks every, steps", "quantise"},
+    }  # fmt: skip
+    assert settings.arguments()["sparsity"] == "2:4" and settings.arguments()["quantise"] is True
+    settings.sparsity = "channels"
+    arguments = settings.arguments()
+    assert {"prune_ratio", "ascend_optimized"} <= set(arguments)
+    assert "update_freq" not in arguments and "clip_rate" in arguments
+    settings.quantise = False
+    assert "clip_rate" not in settings.arguments()
+    assert not page.train.clips.visible, "there will be no clip bounds"
+    assert "All layers that can be pruned are." in page.train.text.object
+    session.set_flag(["stem", "head"], True, "prune_enable")
+    assert "Only the 2 layers ticked" in page.train.text.object
+    settings.sparsity = "none"
+    page.train.start.clicks += 1
+    assert "one of the two" in page.window.notice, "the session refuses it in words"
+    settings.method = "finetune"
+    assert "Trains the float model as it is" in page.train.text.object
+    assert set(settings.arguments()) == usual - {"clip_rate"}
+
+
+MASKS = [
+    {"layer": "stem", "density": 1.0, "reason": "it is not ticked for pruning <b>"},
+    {"layer": "head", "density": 0.5, "reason": ""},
+]
+
+
+def test_masks_and_weights_of_a_sparse_training(page: WorkbenchPage) -> None:
+    tab, project = page.train, page.session.project
+    assert not tab.masks.body.visible
+    tab.settings.method = "sparse"
+    with masks_file(project, "sparse").open("wb") as file:
+        weight = np.arange(1.0, 9.0, dtype=np.float32).reshape(2, 4)
+        np.savez(file, before_1=weight, after_1=weight * (weight % 2 == 0))
+    job = training.begin(project, method="sparse", masks=MASKS, metric_before=0.31)
+    training.report(project, job, 1, 12)
+    page.poll()
+    assert tab.masks.body.visible
+    assert tab.masks.layer.options == ["head"] and tab.masks.layer.value == "head"
+    table = tab.masks.table.object
+    assert "1 of 2 layers have a mask" in table and "50%" in table
+    assert "&lt;b&gt;" in table, "escaped"
+    assert "50% are not 0" in tab.masks.plot.figure + tab.masks.plot.texts
+    assert "31.0 %" in tab.metric.figure, "the masked network before its training"
+    assert not tab.use.visible
+    training.finish(project, job)
+    page.poll()
+    assert "31.0 % before the training" in tab.text.object
+    assert "1 with a 2:4 mask" in tab.text.object
+    assert tab.use.visible and not tab.use.disabled and not tab.back.visible
+    tab.use.clicks += 1
+    assert "cannot start jobs" in page.window.notice
+
+    kept = {"file": "0123456789abcdef.safetensors", "method": "sparse", "metric": 0.975}
+    project.store.put(weights=[kept], training=None)
+    page.poll()
+    assert not tab.use.visible and tab.back.visible
+    assert "weights of a training (2:4 sparsity, 97.5 %)" in tab.text.object
+    assert not tab.masks.body.visible
 
 
 def test_the_bounds_of_other_layers(page: WorkbenchPage) -> None:

@@ -83,6 +83,29 @@ def test_training_and_the_trained_files(
     assert "no stopped training" in capsys.readouterr().err
 
 
+def test_a_sparse_training_for_good(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", project, "--method", "compressed", "--use") == 2
+    assert "--use does not go with --method compressed" in capsys.readouterr().err
+    fast = ("--epochs", "1", "--json")
+    assert run("train", project, "--method", "finetune", *fast) == 1
+    assert "fine-tuning needs labels" in json.loads(capsys.readouterr().out)["error"]
+    assert run("train", project, "--method", "sparse", "--use", *fast) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == "sparse" and found["float"] == pytest.approx(found["trained"])
+    assert Path(found["weights"]).is_file()
+    sparse = ("--method", "compressed", "--sparsity", "2:4", "--update-freq", "2", "--no-quantise")
+    assert run("train", project, *sparse, *fast) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "compressed"
+    assert "update_freq: 2" in (project / "compressed.cfg").read_text()
+    assert run("export", project, "--trained", "--prefix", tmp_path / "net", "--json") == 0
+    kinds = {f["kind"] for f in json.loads(capsys.readouterr().out)["files"]}
+    assert kinds == {"float", "compressed", "compressed_deploy"}
+    assert run("train", project, "--method", "qat", "--sparsity", "2:4") == 2
+    assert "qat takes no sparsity" in capsys.readouterr().err
+
+
 def test_a_target_that_no_quantised_network_meets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from workbench.engine.events import CheckpointWritten, ClipsMoved, Evaluated, TrainStep
 from workbench.engine.flows.training_checkpoint import checkpoint_path
 from workbench.studio import jobtable
@@ -10,14 +12,14 @@ from workbench.studio.reporter import Reporter
 from workbench.studio.training_state import KEY
 
 
-def begin(project: Project, *, jobs: tuple[int, ...] = ()) -> int:
-    """A running training job; its number."""
+def begin(project: Project, *, jobs: tuple[int, ...] = (), method: str = "qat", **more: Any) -> int:
+    """A running training job; its number. ``more``: facts of its own."""
     store = project.store
     job = jobtable.submit(store, "train", {}, runner="thread")
     jobtable.claim(store, job, runner="thread")
     facts = {
-        "method": "qat", "asked": {"method": "qat"}, "jobs": [*jobs, job], "layers": 2,
-        "data": "digits, 100 samples", "loss": "cross-entropy with the labels",
+        "method": method, "asked": {"method": method}, "jobs": [*jobs, job], "layers": 2,
+        "data": "digits, 100 samples", "loss": "cross-entropy with the labels", **more,
     }  # fmt: skip
     store.put(**{KEY: facts})
     return job

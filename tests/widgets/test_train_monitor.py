@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import training_project as training
 
 from workbench.studio import jobtable
+from workbench.studio.masks import masks_file
 from workbench.studio.session import Session
+from workbench.studio.training_state import METHODS
 from workbench.widgets import TrainMonitor
 
 
@@ -41,3 +44,29 @@ def test_it_follows_a_training(
     assert "✓ trained" in monitor.result.value
     monitor.dispose()
     assert count_watchers(session) == before
+
+
+def test_masks_and_weights_of_a_sparse_training(make_session: Callable[..., Session]) -> None:
+    session = make_session()
+    monitor = TrainMonitor(session)
+    assert [value for _, value in monitor.method.options] == list(METHODS)
+    assert monitor.masks.layout.display == "none"
+    masks = [
+        {"layer": "stem", "density": 1.0, "reason": "not ticked"},
+        {"layer": "head", "density": 0.5, "reason": ""},
+    ]
+    job = training.begin(session.project, method="sparse", masks=masks, metric_before=0.31)
+    with masks_file(session.project, "sparse").open("wb") as file:
+        np.savez(file, before_1=np.ones((2, 4)), after_1=np.eye(2, 4))
+    training.report(session.project, job, 1, 12)
+    session.poll()
+    assert monitor.masked.options == ("head",) and monitor.masks.layout.display == ""
+    assert np.isnan(monitor.weight.data[1].z).sum() == 6, "zeros are left blank"
+    assert "not ticked" in monitor.result.value
+    assert monitor.use.disabled
+    training.finish(session.project, job)
+    session.poll()
+    assert not monitor.use.disabled and monitor.back.disabled
+    monitor.use.click()
+    assert "cannot start jobs" in monitor.trouble.value
+    monitor.dispose()

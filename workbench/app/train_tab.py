@@ -55,6 +55,7 @@ class TrainTab(View):
         self.back = self._button(
             _("Take the weights back"), "undo", lambda: session.take_back_weights(wait=False)
         )
+        self.compression = self.settings.compression()
         self.more = self.settings.more()
         self.more.visible = False
         self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
@@ -248,7 +249,7 @@ class TrainTab(View):
                 self.back, self.fold,
                 sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
             ),
-            self.settings.compression(),
+            self.compression,
             self.more,
             self.text,
             pn.Row(self.loss, self.metric, **row),

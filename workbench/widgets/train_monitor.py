@@ -67,6 +67,7 @@ class TrainMonitor(SessionView):
         self.loss, self.metric, self.rate, self.clips, self.weight = map(
             figures.live, self._figures
         )
+        self.masks = w.VBox([self.masked, self.weight])
         self.result = w.HTML()
         super().__init__(
             session,
@@ -76,7 +77,7 @@ class TrainMonitor(SessionView):
                     self.back,
                 ]),
                 self.bar, self.result, self.loss, self.metric, self.layers, self.clips, self.rate,
-                self.masked, self.weight,
+                self.masks,
             ],
         )  # fmt: skip
         self.layers.observe(lambda _: None if self._muted else self.refresh(), "value")
@@ -150,9 +151,10 @@ class TrainMonitor(SessionView):
         masked = tuple(row.layer for row in masks if row.density < 1.0)
         if masked != self.masked.options:
             with self.mute():
+                chosen = self.masked.value
                 self.masked.options = masked
-        for widget in (self.masked, self.weight):
-            widget.layout.display = "" if masked else "none"
+                self.masked.value = chosen if chosen in masked else next(iter(masked), None)
+        self.masks.layout.display = "" if masked else "none"
         before, self._figures = self._figures, self._build()
         shown = (self.loss, self.metric, self.rate, self.clips, self.weight)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
