@@ -114,6 +114,7 @@ def said_texts(tree: ast.AST, *, returned: bool) -> Iterator[tuple[str, str, int
     """
     for node in ast.walk(tree):
         found: list[ast.expr] = []
+        name = ""
         if isinstance(node, ast.Call):
             name = called(node)
             if name in SAYING:
@@ -130,7 +131,7 @@ def said_texts(tree: ast.AST, *, returned: bool) -> Iterator[tuple[str, str, int
         for value in found:
             for branch in branches(value):
                 text = template(branch)
-                if text and " " in text.strip():
+                if text and "<" not in text and (" " in text.strip() or name == "stage"):
                     yield text, "", branch.lineno
 
 
@@ -211,6 +212,10 @@ def update(path: Path) -> list[str]:
     catalogue = read(path)
     catalogue.update(wanted(), no_fuzzy_matching=True, update_creation_date=False)
     catalogue.obsolete.clear()
+    for message in catalogue:
+        if message.id and message.fuzzy:  # its plural came or went: to be translated anew
+            message.flags.discard("fuzzy")
+            message.string = ""
     catalogue.header_comment = HEADER
     file = io.BytesIO()
     write_po(file, catalogue, width=100, include_lineno=False)

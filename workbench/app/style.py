@@ -26,6 +26,8 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
             "button": {"textTransform": "none", "fontWeight": 500},
         },
         "shape": {"borderRadius": 4},
+        # Chinese may break between any two letters.
+        "components": {"MuiToggleButton": {"styleOverrides": {"root": {"whiteSpace": "nowrap"}}}},
     }
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from workbench.charts import formats
-from workbench.charts.text import _, ngettext
+from workbench.charts.text import _
 from workbench.charts.theme import CLEAR, base_figure, note, palette
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _weights(figure: go.Figure, hist: LayerHistogram, dark: bool) -> None:
         text += f" · {_('scale')} {formats.exact(float(scales[0]))}"
     elif scales.size:
         text += (
-            f" · {ngettext('one scale', '{n} scales', scales.size).format(n=scales.size)} "
+            f" · {_('{n} scales').format(n=scales.size)} "
             f"{formats.exact(float(scales.min()))} … {formats.exact(float(scales.max()))}"
         )
     figure.update_layout(xaxis2_title_text=text)

@@ -61,7 +61,7 @@ def weight_range_chart(
             hovertemplate=_("end of the range") + " %{y:.5g}<extra></extra>",
         )
     count = len(np.unique(scales))
-    text = ngettext("one scale", "{n} scales", count).format(n=count)
+    text = _("one scale") if count == 1 else _("{n} scales").format(n=count)
     bits = ngettext("{n} bit", "{n} bits", profile.weight_bits).format(n=profile.weight_bits)
     figure.update_layout(
         bargap=0.25 if len(low) < 80 else 0.0,

@@ -102,7 +102,7 @@ def _of_environment() -> Catalogue:
 
 def _(message: str) -> str:
     """``message`` in the reader's language."""
-    return current().gettext(message)
+    return current().gettext(message) if message else ""
 
 
 def ngettext(one: str, many: str, count: int) -> str:
