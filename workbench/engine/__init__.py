@@ -74,6 +74,12 @@ from workbench.engine.modules.qat.recurrent import GRUQAT, LSTMQAT
 from workbench.engine.modules.quantize.base import BaseQuantizeModule
 from workbench.engine.modules.quantize.registry import algorithm_register
 from workbench.engine.search.channel_flow import auto_channel_prune_search
+from workbench.engine.search.channel_plugins import (
+    GreedySearch,
+    SearchChannelBase,
+    SensitivityBase,
+    TaylorLossSensitivity,
+)
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
 from workbench.engine.search.flow import accuracy_based_auto_calibration
 from workbench.engine.search.model_evaluator import ModelEvaluator
@@ -104,11 +110,15 @@ __all__ = [
     "ConvTranspose2dQAT",
     "DistillSampleBase",
     "Event",
+    "GreedySearch",
     "LinearQAT",
     "MatMulQAT",
     "ModelEvaluator",
     "ModelSingleTensorInput",
     "QuantCalibrationOp",
+    "SearchChannelBase",
+    "SensitivityBase",
+    "TaylorLossSensitivity",
     "TrainingDiverged",
     "TrainingResult",
     "TrainingSettings",

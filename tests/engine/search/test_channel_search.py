@@ -149,6 +149,21 @@ def test_max_prune_ratio_and_a_target_out_of_reach(
     assert search.ratios(message) == {"c0": 0.5, "c1": 0.5, "c2": 0.5}
     assert "compress_ratio 50 cannot be met" in caplog.text
     assert f"{search.sidecar()['compress_ratio']:.3f} is the best" in caplog.text
+    assert "what the written config does" in caplog.text
+
+
+def test_channels_that_a_layer_norm_is_over(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data, label = torch.randn(4, 4), torch.randn(4, 3)
+    config, output = str(tmp_path / "search.cfg"), str(tmp_path / "out.cfg")
+    Path(config).write_text("compress_ratio: 1.9 ascend_optimized: false")
+    auto_channel_prune_search(model, config, [data, label], output)
+    assert "override_layer_configs" not in Path(output).read_text()
+    auto_channel_prune_search(model, config, [data, label], output, through_layer_norm=True)
+    record = str(tmp_path / "record.txt")
+    pruned = create_prune_retrain_model(model, data, output, record, through_layer_norm=True)
+    assert pruned[0].out_features == pruned[1].normalized_shape[0] == pruned[3].in_features == 4
 
 
 class Wide(nn.Module):

@@ -172,7 +172,7 @@ def _settings(
         elif name not in names:
             problems.append(Problem("", field, repr(name), f"one of {', '.join(names)}"))
         elif not 0 < ratio < 1:
-            allowed = "a number between 0 and 1"
+            allowed = "a number above 0 and below 1"
             problems.append(Problem("", f"{field} {name!r} prune_ratio", str(ratio), allowed))
         else:
             found[name] = ChannelPrune(ratio, pruner.ascend_optimized)

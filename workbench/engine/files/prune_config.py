@@ -202,7 +202,7 @@ class _Reader:
             return mode, None
         ratio = shortest(pruner.prune_ratio)
         if not 0 < ratio < 1:
-            self._add(f"{where}.prune_ratio", str(ratio), "a number between 0 and 1", layer)
+            self._add(f"{where}.prune_ratio", str(ratio), "a number above 0 and below 1", layer)
             return mode, None
         return mode, ChannelPrune(ratio, pruner.ascend_optimized)
 

@@ -69,6 +69,7 @@ def resolve_retrain_config(
     combined: bool = False,
     compat: bool = False,
     channel_wise_linear: bool = False,
+    again: bool = False,
 ) -> RetrainConfig:
     """The configuration that an ``AMCTRetrainConfig`` means for a model with these layers.
 
@@ -77,14 +78,15 @@ def resolve_retrain_config(
     lacking parts have their defaults. A skipped layer stays float unless an override of its own
     (with ``compat``: of its type, too) says otherwise. ``combined``: the message is of combined
     compression, so pruning fields are allowed, a skip may name layers that only pruning knows, and
-    without a global part only overridden layers are quantised (section 11.3).
+    without a global part only overridden layers are quantised (section 11.3). ``again``: the
+    message was read before, so that the log says nothing a second time.
 
     Errors: one ``ConfigError`` (``ValueError``) with every problem.
     """
     resolver = _Resolver(message, layers, combined, compat, channel_wise_linear)
     config = resolver.read()
     raise_problems(resolver.problems, source=source)
-    for text in resolver.warnings:
+    for text in () if again else resolver.warnings:
         logger.warning("%s: %s", source, text)
     return config
 
@@ -101,12 +103,21 @@ class _Resolver:
         channel_wise_linear: bool,
     ) -> None:
         self.problems: list[Problem] = []
-        self.warnings: list[str] = []
+        self._said: list[str] = []
+        self._lowered: dict[str, list[str]] = {}
         self._message = message
         self._layers = layers
         self._combined = combined
         self._compat = compat
         self._channel_wise_linear = channel_wise_linear
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was said on the way, and once for all layers each thing that they cannot have."""
+        return self._said + [
+            f"{text}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" * (len(names) > 3))
+            for text, names in self._lowered.items()
+        ]
 
     def read(self) -> RetrainConfig:
         message = self._message
@@ -187,7 +198,7 @@ class _Resolver:
             if quantises:
                 self._check_named(field, key, name)
             elif not self._combined:
-                self.warnings.append(f"{field} {name!r} says nothing and is ignored")
+                self._said.append(f"{field} {name!r} says nothing and is ignored")
             where = f"{field} {name!r}: "
             found[name] = _Override(where, self._settings(override, where), quantises)
         return found
@@ -203,7 +214,7 @@ class _Resolver:
         for field in ("skip_layers", "quant_skip_layers", "skip_layer_types", "quant_skip_types"):
             given = list(getattr(message, field))
             for name in [name for name, count in Counter(given).items() if count > 1]:
-                self.warnings.append(f"{field} names {name!r} more than once")
+                self._said.append(f"{field} names {name!r} more than once")
             # In combined compression the shared lists may name what only pruning can handle.
             if self._combined and not field.startswith("quant_"):
                 continue
@@ -268,7 +279,7 @@ class _Resolver:
             return own is not None or of_type is not None or not listed
         if own is not None and own.quantises:
             if listed:
-                self.warnings.append(
+                self._said.append(
                     f"the layer {layer.name} is skipped and has an override in "
                     "override_layer_configs; the override decides, it is quantised"
                 )
@@ -288,11 +299,12 @@ class _Resolver:
             if explicit:
                 self._add(f"{explicit}channel_wise", "true", words, layer.name)
             else:
-                self.warnings.append(f"{layer.name}: channel_wise is false ({words})")
+                self._lowered.setdefault(f"channel_wise is {words}", []).append(layer.name)
             channel_wise = False
         weight_type = settings.weight_type or default.dst_type
         if weight_type == "INT4" and (words := int4_weight_obstacle(layer)):
-            self.warnings.append(f"{layer.name}: weights of INT8 instead of INT4 ({words})")
+            text = f"weights of INT8 instead of INT4 ({words})"
+            self._lowered.setdefault(text, []).append(layer.name)
             weight_type = "INT8"
         data_type = settings.data_type or "INT8"
         obstacle = data_type_obstacle(layer, data_type) or pair_problem(data_type, weight_type)

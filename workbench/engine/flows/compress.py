@@ -324,6 +324,7 @@ def _state(
             combined=True,
             compat=compat,
             channel_wise_linear=options.get(CHANNEL_WISE_LINEAR, False) is True,
+            again=True,
         )
     folding = plan_folding(captured, sync=True)
     return QatState(

@@ -208,7 +208,8 @@ def search_channels(
     if final.ratio < settings.compress_ratio:
         _tell(
             f"compress_ratio {settings.compress_ratio:g} cannot be met: {final.ratio:.3f} is the "
-            "best that these layers give. Lower it, raise max_prune_ratio, or skip fewer layers",
+            "best that these layers give, and what the written config does. Lower it, raise "
+            "max_prune_ratio, or skip fewer layers",
             reasons,
             on_event,
         )
