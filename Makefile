@@ -5,13 +5,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PORT   ?= 5006
 
-.PHONY: app test test-all lint bench browser notebooks screenshots translations clean
+.PHONY: app test test-all lint bench browser notebooks screenshots translations docs clean
 .DEFAULT_GOAL := app
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,jupyter,search,distributed,hf,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,jupyter,search,distributed,hf,docs,dev]"
 	# An editable install puts no files into etc/jupyter: NetronView needs its routes switched on.
 	$(BIN)/jupyter server extension enable workbench.netron_server --sys-prefix 2>/dev/null
 	touch $@
@@ -51,5 +51,11 @@ screenshots: browser
 translations: $(READY)
 	$(BIN)/python tools/translations.py
 
+# The site in docs/build; a warning is an error.
+docs: $(READY)
+	$(BIN)/python docs/diagrams.py
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build
+	@echo "docs/build/index.html"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist docs/build *.egg-info .mypy_cache .ruff_cache .pytest_cache

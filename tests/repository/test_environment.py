@@ -8,7 +8,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-USED = ("app", "jupyter", "search", "distributed", "hf", "dev")
+USED = ("app", "jupyter", "search", "distributed", "hf", "docs", "dev")
 
 
 def test_environment_lists_what_pyproject_lists():
