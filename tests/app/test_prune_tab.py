@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pruning_case
 import pytest
+from panel.models.tabulator import CellClickEvent
 
 from workbench.app.page import WorkbenchPage
 from workbench.app.prune_tab import PruneTab
@@ -154,6 +156,45 @@ def test_a_plan_is_taken_over_and_taken_back(page: WorkbenchPage, tab: PruneTab)
     assert layers["prune_ratio"]["body.b"] == pytest.approx(0.25)
     page.session.undo()
     assert not page.session.layers["prune_enable"].any(), "in one step"
+
+
+def test_pruning_in_the_table_of_layers(page: WorkbenchPage, tab: PruneTab) -> None:
+    page.window.tab = LAYERS_TAB
+    table, session = page.layers.table.table, page.session
+
+    def shown() -> dict[str, tuple[bool, str, str]]:
+        value = table.value
+        return {
+            name: (bool(tick), ratio, why)
+            for name, tick, ratio, why in zip(
+                value["name"], value["prune_enable"], value["prune_ratio"], value["reason"],
+                strict=True,
+            )
+        }  # fmt: skip
+
+    assert shown()["stem"] == (False, "0.20", "")
+    assert shown()["head"][2] == "pruning: its outputs are those of the <model>"
+    assert table.value["prune_sensitivity"].tolist() == ["0.045", "4.5", "4.5", "—"]
+    table._process_event(CellClickEvent(model=None, column="prune_enable", row=1))
+    assert shown()["body.a"] == (
+        True, "0.20", "pruning: its channels go with those of body.b: off",
+    )  # fmt: skip
+    for typed in (0.4, "0.4"):
+        page.layers.table._edited(SimpleNamespace(column="prune_ratio", row=2, value=typed))
+        assert shown()["body.b"][1] == "0.40"
+    page.layers.table._edited(SimpleNamespace(column="prune_ratio", row=2, value=1.5))
+    assert "1.5 is not allowed" in page.window.notice
+    assert shown()["body.b"][1] == "0.40"
+    page.window.selected = ("body.a", "body.b")
+    menus = {menu.label: menu for menu in page.layers.bulk}
+    for label, text in (("prune", "prune"), ("prune ratio", "0.3")):
+        for call in menus[label]._on_click_callbacks:
+            call({"label": text})
+    assert session.prune_ratios() == {"body.a": 0.3, "body.b": 0.3}
+    assert shown()["body.a"][2] == ""
+    page.window.quantity = "prune_sensitivity"
+    axis = json.loads(page.layers.chart.plot.figure)["layout"]["yaxis"]
+    assert axis["title"]["text"] == "prune sensitivity"
 
 
 def test_prune_takes_the_plan_that_is_looked_at(page: WorkbenchPage, tab: PruneTab) -> None:
