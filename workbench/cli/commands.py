@@ -40,7 +40,7 @@ def _run(source: str, given: argparse.Namespace) -> int:
     command = COMMANDS[given.command]
     session: Session | None = None
     try:
-        session = open_session(source, given.data, given.metric)
+        session = open_session(source, _data(given), given.metric)
         with Terminal(session, given.command, silent=given.json):
             command.act(session, given)
         found = {"project": str(session.project.folder), "command": given.command}
@@ -61,6 +61,44 @@ def _run(source: str, given: argparse.Namespace) -> int:
     words = command.words or _words
     print(json.dumps(_plain(found)) if given.json else words(found))
     return DONE if found["ok"] else MISSED
+
+
+def _data(given: argparse.Namespace) -> Any:
+    """``--data``: a path, or a folder of pictures with how they are to be read."""
+    settings: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("resize", given.resize),
+            ("crop", given.crop),
+            ("mean", _numbers(given.mean, "--mean")),
+            ("std", _numbers(given.std, "--std")),
+        )
+        if value not in (0, None)
+    }
+    if not settings:
+        return given.data
+    if given.data is None:
+        raise WrongValue(
+            "there is no folder of pictures they are for",
+            where=", ".join(f"--{name}" for name in settings),
+            hint="Name it with --data.",
+        )
+    from workbench.studio import ImageFolder
+
+    return ImageFolder(given.data, **settings)
+
+
+def _numbers(text: str | None, where: str) -> list[float] | None:
+    if text is None:
+        return None
+    if text.strip().lower() == "none":
+        return []
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise WrongValue(
+            f"{text!r} is no list of numbers", where=where, hint="Write 0.485,0.456,0.406 or none."
+        ) from error
 
 
 def _say(given: argparse.Namespace, source: str, message: str, code: int) -> int:

@@ -41,7 +41,12 @@ def parser() -> argparse.ArgumentParser:
             nargs="+",
             help="project folder, or the name of an example (its project is runs/NAME)",
         )
-        one.add_argument("--data", help="an .npz file, for a project that is new")
+        one.add_argument(
+            "--data",
+            help="an .npz file, or a folder of pictures with a sub-folder for each class, for a "
+            "project that is new",
+        )
+        _add_pictures(one)
         one.add_argument("--metric", help="top1, top5, psnr, cosine or package.module:function")
         one.add_argument(
             "--json", action="store_true", help="one line of JSON a project instead of words"
@@ -68,6 +73,21 @@ def _add_serve(one: argparse.ArgumentParser) -> None:
     one.add_argument("--home", help="folder of the projects (also: WORKBENCH_HOME)")
     _allow_code(one)
     one.add_argument("--no-browser", action="store_true", help="do not open the page")
+
+
+def _add_pictures(one: argparse.ArgumentParser) -> None:
+    """How a folder of pictures is read."""
+    for name, words in (
+        ("resize", "of the shorter side of each picture"),
+        ("crop", "side of the square cut out of the middle"),
+    ):
+        one.add_argument(f"--{name}", type=int, default=0, metavar="PIXELS", help=words)
+    for name in ("mean", "std"):
+        one.add_argument(
+            f"--{name}",
+            help="of the channels, as 0.485,0.456,0.406; or none (default: ImageNet's for 3 "
+            "channels)",
+        )
 
 
 def _allow_code(one: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.studio.image_folder import ImageFolder
 from workbench.studio.opening import open_session
 from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec
 from workbench.studio.session import Session
@@ -21,6 +22,7 @@ __all__ = [
     "ErrorText",
     "ExportResult",
     "ExportedFile",
+    "ImageFolder",
     "JobState",
     "ParityLine",
     "Project",

@@ -30,7 +30,7 @@ class DataSet:
     """Batches in memory; ``calibration`` without targets."""
 
     calibration: list[tuple[Tensor, ...]]
-    evaluation: list[Batch]
+    evaluation: Sequence[Batch]
     name: str = "data"
     notices: list[str] = field(default_factory=list)
 
@@ -38,7 +38,7 @@ class DataSet:
 def stored_hint() -> str:
     return (
         "Give data=loader: batches of inputs, (inputs, labels), or a dictionary of tensors; "
-        "or the path of an .npz file."
+        "the path of an .npz file, or of a folder of pictures with a sub-folder for each class."
     )
 
 

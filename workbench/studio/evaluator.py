@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from workbench.engine.events import CancelToken, Event, OnEvent, Progress, check
 from workbench.engine.search.evaluator import AutoCalibrationEvaluatorBase
+from workbench.studio.image_folder import ImageBatches
 from workbench.studio.metrics import Batch
 from workbench.studio.sources import LoadedSource
 
@@ -56,10 +57,8 @@ class SamplingEvaluator(StudioEvaluator):
 
     def __init__(self, source: LoadedSource, *args: Any, **kwargs: Any) -> None:
         super().__init__(source, *args, **kwargs)
-        self._places = [
-            (batch, row) for batch in source.evaluation for row in range(batch.inputs[0].shape[0])
-        ]
-        self.sample_count = len(self._places)
+        self._rows = rows_of(source.evaluation)
+        self.sample_count = self._rows.samples
         self.score_range = source.metric.limits
 
     def evaluate_samples(
@@ -73,7 +72,8 @@ class SamplingEvaluator(StudioEvaluator):
         for start in range(0, len(wanted), size):
             check(self._cancel)
             part = wanted[start : start + size]
-            inputs, target = gather([self._places[i] for i in part])
+            batch = self._rows.gather(part)
+            inputs, target = batch.inputs, batch.target
             with torch.no_grad():
                 yield from zip(part, scores(model, inputs, target).tolist(), strict=True)
             self._on_event(Progress("evaluation", start + len(part), len(wanted)))
@@ -90,6 +90,8 @@ def studio_evaluator(
 
 def by_rows(batches: Sequence[Batch]) -> bool:
     """Whether a row of every tensor of every batch is one sample, all of the same shape."""
+    if isinstance(batches, ImageBatches):
+        return True
     shapes = set()
     for batch in batches:
         tensors = [*batch.inputs, *([] if batch.target is None else [batch.target])]
@@ -97,6 +99,34 @@ def by_rows(batches: Sequence[Batch]) -> bool:
             return False
         shapes.add(tuple((tuple(x.shape[1:]), x.dtype) for x in tensors))
     return len(shapes) == 1
+
+
+class Rows(Protocol):
+    """Samples that can be put together to batches in any order."""
+
+    @property
+    def samples(self) -> int: ...
+    def gather(self, rows: Sequence[int]) -> Batch: ...
+
+
+def rows_of(batches: Sequence[Batch]) -> Rows:
+    return batches if isinstance(batches, ImageBatches) else RowsInMemory(batches)
+
+
+class RowsInMemory:
+    """The samples of batches that are in memory."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._places = [
+            (batch, row) for batch in batches for row in range(batch.inputs[0].shape[0])
+        ]
+
+    @property
+    def samples(self) -> int:
+        return len(self._places)
+
+    def gather(self, rows: Sequence[int]) -> Batch:
+        return Batch(*gather([self._places[row] for row in rows]))
 
 
 def gather(places: Sequence[tuple[Batch, int]]) -> tuple[tuple[Tensor, ...], Tensor | None]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
 from workbench.studio import jobtable
+from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.project import (
     MODEL_FILES,
@@ -49,7 +50,8 @@ def open_session(
     ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, an exported program (``.pt2``)
     or ONNX file, a folder of ``transformers``, ``package.module:factory`` (where code is allowed),
     or an existing project folder. ``data``: a loader whose batches are inputs or (inputs, labels),
-    a mapping with ``calibration`` and ``evaluation`` loaders, or the path of an ``.npz``.
+    a mapping with ``calibration`` and ``evaluation`` loaders, the path of an ``.npz``, or a folder
+    of pictures with a sub-folder for each class: its path, or an ``ImageFolder`` with settings.
     ``train``: training data, a loader whose batches are inputs or (inputs, labels), the path of an
     ``.npz``, or ``package.module:loader``; an example has its own, and without any a training
     learns from the calibration data.
@@ -144,7 +146,7 @@ def _settings(
     if data is None:
         raise WrongValue("a model needs data to be calibrated", where="data", hint=stored_hint())
     title = type(source).__name__
-    if isinstance(data, str | os.PathLike):
+    if isinstance(data, str | os.PathLike | ImageFolder):
         data_spec = _data_spec(data, spec, "live", title)
         dataset = None
     else:
@@ -197,8 +199,13 @@ def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
         from workbench.zoo.data import BATCH_SIZE, CALIBRATION_SAMPLES
 
         return DataSpec("zoo", name, BATCH_SIZE, CALIBRATION_SAMPLES // BATCH_SIZE)
+    if isinstance(data, ImageFolder):
+        path = str(Path(data.path).expanduser().absolute())
+        return DataSpec("folder", path, spec.batch_size, spec.calibration_batches, data.settings)
     if isinstance(data, str | os.PathLike):
         text = os.fspath(data)
+        if Path(text).expanduser().is_dir():
+            return _data_spec(ImageFolder(text), spec, kind, name)
         if text.lower().endswith(".npz"):
             path = str(Path(text).expanduser().absolute())
             return DataSpec("npz", path, spec.batch_size, spec.calibration_batches)
@@ -207,7 +214,8 @@ def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
         raise WrongValue(
             f"{text!r} is no data",
             where="data",
-            hint="Allowed: an .npz file, or package.module:loader where code is allowed.",
+            hint="Allowed: an .npz file, a folder of pictures, or package.module:loader where code "
+            "is allowed.",
         )
     raise WrongType(
         f"data is a {type(data).__name__}; with a named source it must be a path",

@@ -14,13 +14,14 @@ from typing import Any
 from workbench.engine.errors import MissingFile, WrongType, WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.errors import NotWritable
+from workbench.studio.image_settings import ImageSettings, check_image_settings
 from workbench.studio.store import Store
 
 TOML_NAME = "project.toml"
 STORE_NAME = "project.sqlite"
 SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "shrunk", "none")
 SHRINK_STEPS = ("prune", "decompose")
-DATA_KINDS = ("zoo", "stored", "npz", "python", "none")
+DATA_KINDS = ("zoo", "stored", "npz", "folder", "python", "none")
 TRAIN_KINDS = ("zoo", "live", "npz", "python", "none")
 MAX_NAME = 200
 
@@ -64,12 +65,16 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where the data comes from; paths are absolute or relative to the project folder."""
+    """Where the data comes from; paths are absolute or relative to the project folder.
+
+    ``images`` counts for a folder of pictures.
+    """
 
     kind: str = "none"
     name: str = ""
     batch_size: int = 64
     calibration_batches: int = 2
+    images: ImageSettings = field(default_factory=ImageSettings)
 
 
 @dataclass(frozen=True)
@@ -304,6 +309,7 @@ def read_settings(path: Path) -> ProjectSettings:
             name=dataset.pop("name", ""),
             batch_size=dataset.pop("batch_size", 64),
             calibration_batches=dataset.pop("calibration_batches", 2),
+            images=_images(dataset, where),
         ),
         metric=metric.pop("name", ""),
         threads=run.pop("threads", 1),
@@ -351,6 +357,7 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
         )
     if source.kind == "shrunk":
         _check_shrunk(source, where)
+    check_image_settings(data.images, where=where)
     if data.kind not in DATA_KINDS:
         raise WrongValue(
             f"data.kind is {data.kind!r}; allowed: {', '.join(DATA_KINDS)}", where=where
@@ -405,12 +412,24 @@ def to_toml(settings: ProjectSettings) -> str:
     lines += ["", "[data]", f"kind = {_quote(data.kind)}", f"name = {_quote(data.name)}"]
     lines += [f"batch_size = {data.batch_size}"]
     lines += [f"calibration_batches = {data.calibration_batches}"]
+    if data.kind == "folder":
+        lines += [f"{key} = {_value(value)}" for key, value in data.images.given().items()]
     if settings.train.kind != "none":
         lines += ["", "[train]", f"kind = {_quote(settings.train.kind)}"]
         lines += [f"name = {_quote(settings.train.name)}"]
     lines += ["", "[metric]", f"name = {_quote(settings.metric)}"]
     lines += ["", "[run]", f"threads = {settings.threads}", f"seed = {settings.seed}", ""]
     return "\n".join(lines)
+
+
+def _images(table: dict[str, Any], where: str) -> ImageSettings:
+    lists: dict[str, tuple[float, ...] | None] = {}
+    for key in ("mean", "std"):
+        value = table.pop(key, None)
+        if value is not None and not isinstance(value, list):
+            raise WrongType(f"data.{key} is {value!r}; it must be a list of numbers", where=where)
+        lists[key] = None if value is None else tuple(value)
+    return ImageSettings(resize=table.pop("resize", 0), crop=table.pop("crop", 0), **lists)
 
 
 def _quote(text: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
 from workbench.studio.formats_script import formats_lines
+from workbench.studio.image_settings import folder_text
 from workbench.studio.kept_weights import current
 from workbench.studio.project import MODEL_FILES, Project, safe_name
 from workbench.studio.pruning_script import shrink_lines
@@ -127,6 +128,13 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
     elif data.kind == "stored":
         imports.insert(0, "import numpy as np")
         lines += _stored_lines(project.data_path, batch_num)
+    elif data.kind == "folder":
+        imports.append("from workbench.studio import ImageFolder")
+        path = str(project.folder / Path(data.name).expanduser())
+        lines += [
+            f"pictures = {folder_text(path, data.images)}.batches(model, {data.batch_size})",
+            f"batches = [batch.inputs for batch in pictures[:{batch_num}]]",
+        ]
     elif data.kind == "npz":
         imports.insert(0, "import numpy as np")
         path = str(project.folder / Path(data.name).expanduser())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.studio.image_settings import folder_text
 from workbench.studio.kept_weights import current
 from workbench.studio.metrics import BUILT_IN
 from workbench.studio.pins import as_pins
@@ -70,7 +72,13 @@ def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[
             "for x in stored.evaluation]",
         ]
         arguments.append('{"calibration": stored.calibration, "evaluation": evaluation}')
-    elif data.kind in ("npz", "python"):
+    elif data.kind == "folder":
+        lines.append("from workbench.studio import ImageFolder")
+        path = str(project.folder / Path(data.name).expanduser())
+        arguments.append(folder_text(path, data.images))
+    elif data.kind == "npz":
+        arguments.append(repr(str(project.folder / Path(data.name).expanduser())))
+    elif data.kind == "python":
         arguments += [repr(data.name)]
     if data.kind != "zoo":
         arguments += [

@@ -18,6 +18,8 @@ from workbench.engine.graph.capture import copy_model
 from workbench.studio import metrics
 from workbench.studio.batches import DataSet, cut, read_npz, read_stored, stored_hint
 from workbench.studio.code import load_object
+from workbench.studio.expected import ExpectedInput, expected_of_file, expected_of_model, mismatch
+from workbench.studio.image_folder import ImageBatches, read_folder
 from workbench.studio.kept_weights import with_kept_weights
 from workbench.studio.metrics import Batch, Metric, Score
 from workbench.studio.project import MODEL_FILES, DataSpec, Project, SourceSpec
@@ -52,7 +54,7 @@ class LoadedSource:
     data_title: str
     model: nn.Module
     calibration: list[tuple[Tensor, ...]]
-    evaluation: list[Batch]
+    evaluation: Sequence[Batch]
     metric: Metric
     notices: list[str] = field(default_factory=list)
 
@@ -92,8 +94,15 @@ def load_source(project: Project, live: LiveSource | None = None) -> LoadedSourc
         metric=metric,
         notices=list(data.notices),
     )
-    try_one_batch(loaded)
+    try_one_batch(loaded, expected_inputs(project, model))
     return loaded
+
+
+def expected_inputs(project: Project, model: nn.Module) -> tuple[ExpectedInput, ...]:
+    """What the model wants: as its file says, else what its first layer gives away."""
+    if project.source.kind in MODEL_FILES:
+        return expected_of_file(project.folder / Path(project.source.name).expanduser())
+    return expected_of_model(model, input_names(model))
 
 
 def base_model(project: Project, live: LiveSource | None) -> nn.Module:
@@ -202,6 +211,8 @@ def _load_data(
     if spec.kind == "npz":
         path = project.folder / Path(spec.name).expanduser()
         return read_npz(path, input_names(model), spec)
+    if spec.kind == "folder":
+        return read_folder(project.folder / Path(spec.name).expanduser(), model, spec)
     if spec.kind == "stored":
         return read_stored(project.data_path)
     if spec.kind == "python":
@@ -217,7 +228,7 @@ def input_names(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in kinds]
 
 
-def try_one_batch(loaded: LoadedSource) -> None:
+def try_one_batch(loaded: LoadedSource, expected: Sequence[ExpectedInput] = ()) -> None:
     """Run one batch, so that data that does not fit is said in words before any long work."""
     inputs = loaded.example
     with torch.no_grad():
@@ -225,11 +236,17 @@ def try_one_batch(loaded: LoadedSource) -> None:
             output = copy_model(loaded.model)(*inputs)
         except Exception as error:  # whatever the user's forward raises
             shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
-            raise WrongValue(
+            failed = (
                 f"the model cannot be run on a batch of {shapes} "
-                f"({type(error).__name__}: {str(error)[:300]})",
+                f"({type(error).__name__}: {str(error)[:300]})"
+            )
+            why = mismatch(expected, inputs)
+            raise WrongValue(
+                f"{why}; {failed}" if why else failed,
                 where="data",
-                hint=_transpose_hint(inputs),
+                hint="Change the data so that it fits."
+                if why
+                else "Compare the data's shape and type with what the model expects.",
             ) from error
     if not _finite(output):
         loaded.notices.append("The float model's output holds NaN or infinity.")
@@ -253,6 +270,9 @@ def _finite(output: Any) -> bool:
 
 
 def _describe(data: DataSet) -> str:
-    samples = sum(len(batch.inputs[0]) for batch in data.evaluation)
+    if isinstance(data.evaluation, ImageBatches):  # decoding them all to count them would be dear
+        samples = data.evaluation.samples
+    else:
+        samples = sum(len(batch.inputs[0]) for batch in data.evaluation)
     calibration = sum(len(batch[0]) for batch in data.calibration)
     return f"{data.name}, {samples} samples, calibrated with {calibration}"

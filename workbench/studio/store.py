@@ -418,8 +418,7 @@ class Store:
             connection.execute("DELETE FROM profiles")
             connection.execute("DELETE FROM channels")
             connection.execute(
-                "INSERT OR REPLACE INTO outcomes "
-                "SELECT id, NULL, 1 FROM jobs WHERE active IS NULL"
+                "INSERT OR REPLACE INTO outcomes SELECT id, NULL, 1 FROM jobs WHERE active IS NULL"
             )
             put_meta(
                 connection,

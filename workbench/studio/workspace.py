@@ -23,6 +23,7 @@ from workbench.engine.flows.calibration import Calibration
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio import ptq
+from workbench.studio.image_folder import ImageBatches
 from workbench.studio.project import Project
 from workbench.studio.sources import LiveSource, LoadedSource, load_source
 
@@ -183,7 +184,11 @@ def model_digest(source: LoadedSource) -> str:
     for batch in source.calibration:
         for x in batch:
             _add(digest, x)
-    for i, item in enumerate(source.evaluation):
+    evaluation = source.evaluation
+    if isinstance(evaluation, ImageBatches):
+        digest.update(evaluation.fingerprint())
+        evaluation = evaluation[:1]
+    for i, item in enumerate(evaluation):
         digest.update(f"{[tuple(x.shape) for x in item.inputs]}".encode())
         if i == 0:
             for x in item.inputs:

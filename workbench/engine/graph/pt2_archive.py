@@ -73,7 +73,21 @@ def read_pt2(path: str | Path) -> Pt2Archive:
         raise _wrong(file, f"it is not an exported program ({error})", AGAIN) from error
 
 
-def _read(file: Path, archive: zipfile.ZipFile) -> Pt2Archive:
+def read_program(path: str | Path) -> dict[str, Any]:
+    """The exported program of an archive as JSON, without its tensors. Errors: as ``read_pt2``."""
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFile("there is no such file", where=str(file), hint="Check the path.")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            by_name, model = _members(file, archive)
+            return _json(file, archive, by_name[model])
+    except zipfile.BadZipFile as error:
+        raise _wrong(file, f"it is not an exported program ({error})", AGAIN) from error
+
+
+def _members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], str]:
+    """The members by their names, and the name of the one that is the program."""
     members = archive.infolist()
     if len(members) > MAX_MEMBERS:
         raise _wrong(file, f"it holds {len(members)} members; allowed: {MAX_MEMBERS}")
@@ -87,8 +101,13 @@ def _read(file: Path, archive: zipfile.ZipFile) -> Pt2Archive:
         old = "serialized_exported_program.json" in {m.filename for m in members}
         said = "it was written by torch before 2.8" if old else f"it holds {len(models)} models"
         raise _wrong(file, f"{said}; allowed: one model of today's format", AGAIN)
-    program = _json(file, archive, by_name[models[0]])
-    title = Path(models[0]).stem
+    return by_name, models[0]
+
+
+def _read(file: Path, archive: zipfile.ZipFile) -> Pt2Archive:
+    by_name, model = _members(file, archive)
+    program = _json(file, archive, by_name[model])
+    title = Path(model).stem
     tensors: dict[str, Tensor] = {}
     trained: set[str] = set()
     for folder, name in (
