@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from workbench.engine.algorithms import weight_formats
 from workbench.engine.algorithms.awq import column_scales, search_column_scales
 from workbench.engine.algorithms.weight_formats import WeightFormat
 from workbench.engine.errors import Cancelled
@@ -33,7 +34,7 @@ def by_hand(weight, x, levels, grids_num):
 @pytest.mark.parametrize("grids_num", [1, 20])
 def test_finds_the_smallest_loss_of_a_search_by_hand(grids_num):
     weight, x = layer()
-    rounding = WeightFormat("int4").fake_quantize
+    rounding = WeightFormat("int4")
     found = search_column_scales(weight, x.abs().mean(0), x, rounding, grids_num=grids_num)
     expected = by_hand(weight, x, 7, grids_num)
     assert found.losses == pytest.approx(expected, rel=1e-3)
@@ -44,16 +45,14 @@ def test_finds_the_smallest_loss_of_a_search_by_hand(grids_num):
 
 def test_better_than_plain_rounding_where_channels_differ():
     weight, x = layer()
-    found = search_column_scales(weight, x.abs().mean(0), x, WeightFormat("int4").fake_quantize)
+    found = search_column_scales(weight, x.abs().mean(0), x, WeightFormat("int4"))
     assert min(found.losses) <= 0.7 * found.losses[0]
     assert found.losses[0] == pytest.approx(by_hand(weight, x, 7, 1)[0], rel=1e-3)
 
 
 def test_equal_channels_leave_the_weight_alone():
     weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    found = search_column_scales(
-        weight, torch.ones(16), torch.eye(16), WeightFormat("int4").fake_quantize
-    )
+    found = search_column_scales(weight, torch.ones(16), torch.eye(16), WeightFormat("int4"))
     assert found.ratio == 0.0
     assert torch.equal(found.scales, torch.ones(16))
 
@@ -68,15 +67,13 @@ def test_scales_are_centred_and_bounded():
 def test_the_weight_is_only_read():
     weight, x = layer()
     copy = weight.clone()
-    search_column_scales(
-        weight, x.abs().mean(0), x, WeightFormat("mxfp4_e2m1", True, "group", 32).fake_quantize
-    )
+    search_column_scales(weight, x.abs().mean(0), x, WeightFormat("mxfp4_e2m1", True, "group", 32))
     assert torch.equal(weight, copy)
 
 
 def test_bad_input():
     weight, x = layer()
-    rounding = WeightFormat("int4").fake_quantize
+    rounding = WeightFormat("int4")
     for bad_weight, bad_x in ((weight * torch.nan, x), (weight, x / 0.0)):
         with pytest.raises(RuntimeError, match="inf or NaN"):
             search_column_scales(bad_weight, torch.ones(64), bad_x, rounding)
@@ -86,3 +83,15 @@ def test_bad_input():
     cancel.cancel()
     with pytest.raises(Cancelled):
         search_column_scales(weight, torch.ones(64), x, rounding, cancel=cancel)
+
+
+@pytest.mark.parametrize("strategy", ["tensor", "channel"])
+def test_rows_are_rounded_a_few_at_a_time(strategy, monkeypatch):
+    """Of one scale a tensor, too: it is that of all rows."""
+    weight, x = layer()
+    kind = WeightFormat("int4", True, strategy)
+    whole = search_column_scales(weight, x.abs().mean(0), x, kind, grids_num=5)
+    monkeypatch.setattr(weight_formats, "_CHUNK", 10 * 64)
+    apart = search_column_scales(weight, x.abs().mean(0), x, kind, grids_num=5)
+    assert apart.losses == pytest.approx(whole.losses, rel=1e-5)
+    assert torch.equal(apart.scales, whole.scales)

@@ -183,3 +183,15 @@ def test_bad_input():
     cancel.cancel()
     with pytest.raises(Cancelled):
         solve_gptq(weight, hessian, INT4, cancel=cancel)
+
+
+def test_the_hessian_is_kept_unless_its_memory_may_be_used():
+    weight = torch.randn(6, 600, generator=torch.Generator().manual_seed(0))
+    hessian = hessian_of(correlated(700, 600, 2))
+    copy = hessian.clone()
+    kept = solve_gptq(weight, hessian, INT4)
+    assert torch.equal(hessian, copy)
+    used = solve_gptq(weight, hessian, INT4, overwrite_hessian=True)
+    assert torch.equal(used.weight, kept.weight)
+    # The upper factor of the inverse lies there now.
+    assert not torch.equal(hessian, copy)

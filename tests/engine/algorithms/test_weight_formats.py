@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.engine.algorithms import weight_formats
 from workbench.engine.algorithms.scale_rule import Factors, fake_quantize, scale_and_offset
 from workbench.engine.algorithms.weight_formats import WeightFormat
 from workbench.engine.numerics.formats import ELEMENT_FORMATS
@@ -156,3 +157,30 @@ def test_what_is_no_format_is_refused() -> None:
                 number_format.factors(weight)
     with pytest.raises(ValueError, match="two axes"):
         WeightFormat("int8").factors(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        WeightFormat("int4", False, "group", 24),
+        WeightFormat("int8", True, "tensor"),
+        WeightFormat("hifloat8", True, "channel"),
+        WeightFormat("mxfp4_e2m1", True, "group", 32),
+    ],
+    ids=lambda kind: f"{kind.type}-{kind.strategy}",
+)
+def test_rows_taken_together_or_apart_are_the_same(
+    kind: WeightFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
+    whole = kind.quantize(weight)
+    rounded = kind.fake_quantize(weight), kind.fake_quantize(weight, dtype=torch.float32)
+    values = kind.dequantize(whole)
+    monkeypatch.setattr(weight_formats, "_CHUNK", 2 * 64)
+    apart = kind.quantize(weight)
+    assert [part.stop - part.start for part in weight_formats.row_chunks(weight)] == [2] * 4
+    assert torch.equal(apart.codes, whole.codes)
+    assert torch.equal(apart.factors.scale, whole.factors.scale)
+    assert torch.equal(kind.fake_quantize(weight), rounded[0])
+    assert torch.equal(kind.fake_quantize(weight, dtype=torch.float32), rounded[1])
+    assert torch.equal(kind.dequantize(apart), values)

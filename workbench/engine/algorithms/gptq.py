@@ -64,14 +64,17 @@ def solve_gptq(
     number_format: WeightFormat,
     options: GPTQOptions | None = None,
     *,
+    overwrite_hessian: bool = False,
     cancel: CancelToken | None = None,
 ) -> GPTQResult:
     """Round ``weight`` ``(N, K)`` so that ``tr(Δ H Δᵀ)`` is small; ``weight`` is not changed.
 
     ``hessian`` ``(K, K)``: ``InputGram.hessian``; only the ratios of its entries count, and it is
-    not changed. Columns whose input is always zero become zero. The factors are those of the
-    weight before it is solved, in its original order of columns. Microscaling blocks are solved in
-    that order too, each with the exponents that its columns ask for when their turn comes.
+    not changed unless ``overwrite_hessian`` says that its memory may be used: for wide inputs a
+    copy is several times as large as the weight. Columns whose input is always zero become zero.
+    The factors are those of the weight before it is solved, in its original order of columns.
+    Microscaling blocks are solved in that order too, each with the exponents that its columns ask
+    for when their turn comes.
 
     Errors: ``ValueError`` for shapes that disagree; ``RuntimeError`` when weight or Hessian are not
     finite, or the Hessian is not positive even with damping 1.
@@ -95,7 +98,9 @@ def solve_gptq(
     order = None
     if options.activation_order and element is not None:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    inverse, damping = _inverse_factor(hessian, dead, order, options.damping)
+    own = hessian if overwrite_hessian else hessian.clone()
+    inverse, damping = _inverse_factor(own, dead, order, options.damping)
+    del own
     # Columns as rows: each is then one run of memory.
     columns = (values if order is None else values[:, order]).t().contiguous()
     factors = None
@@ -184,11 +189,13 @@ def _inverse_factor(
 
     With rows and columns reversed H = L Lᵀ, so U is the reversed inverse of L: one Cholesky and one
     triangular inverse, a third of inverting H and factorising again, and of half its condition.
+    U lies where H lay.
     """
     size = len(hessian)
     backwards = torch.arange(size, device=hessian.device) if order is None else order
     backwards = backwards.flip(0)
-    source = hessian.index_select(0, backwards).index_select(1, backwards).float()
+    torch.index_select(hessian.index_select(0, backwards), 1, backwards, out=hessian)
+    source = hessian.float()
     diagonal = torch.where(dead[backwards], torch.ones_like(source[0]), source.diagonal())
     step = float(diagonal.mean())
     while True:
@@ -199,7 +206,12 @@ def _inverse_factor(
             if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
                 # Each is as large as H; only the factor is needed from here on.
                 del source, damped
-                return _inverse_lower(lower).flip(0, 1).float(), damping
+                _invert_lower(lower)
+                upper = hessian.t()
+                for start in range(0, size, _SMALL_TRIANGLE):
+                    stop = min(start + _SMALL_TRIANGLE, size)
+                    upper[:, start:stop] = lower[:, size - stop : size - start].flip(0, 1)
+                return upper.float(), damping
         if damping >= _MOST_DAMPING:
             raise WrongState(
                 "the Hessian of the inputs is not positive even with damping 1",
@@ -209,16 +221,15 @@ def _inverse_factor(
         damping = min(damping * 10, _MOST_DAMPING)
 
 
-def _inverse_lower(lower: Tensor) -> Tensor:
-    """The inverse of a lower triangle by halves: matrix products, which run at full speed."""
+def _invert_lower(lower: Tensor) -> None:
+    """Invert a lower triangle in place by halves: matrix products, which run at full speed."""
     size = len(lower)
     if size <= _SMALL_TRIANGLE:
         identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
-        solved: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return solved
+        lower.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return
     half = size // 2
-    inverse = torch.zeros_like(lower)
-    first = inverse[:half, :half].copy_(_inverse_lower(lower[:half, :half]))
-    last = inverse[half:, half:].copy_(_inverse_lower(lower[half:, half:]))
-    inverse[half:, :half] = (last @ (lower[half:, :half] @ first)).neg_()
-    return inverse
+    first, last, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert_lower(first)
+    _invert_lower(last)
+    below.copy_((last @ (below @ first)).neg_())

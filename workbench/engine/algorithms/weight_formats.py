@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,10 @@ from workbench.engine.numerics.element import BlockFormat, Blocks, ElementFormat
 from workbench.engine.numerics.formats import BLOCK_FORMATS, ELEMENT_FORMATS, number_format
 
 Strategy = Literal["tensor", "channel", "group"]
+
+_CHUNK = 1 << 20
+"""Weights are taken by rows of about so many elements: of a whole layer in float32 the steps of
+rounding are several times the layer's size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class WeightFormat:
     bring their scales themselves: bytes [N, G]. Weights with more axes than two (Conv2d) are
     taken as [N, K] and given back in their shape. Chapter 25 sections 3 and 6.
 
-    Everything may run on any device; results are new tensors, the weight is only read.
+    Everything may run on any device; results are new tensors, the weight is only read, and
+    temporaries are those of a few rows.
     """
 
     type: str
@@ -79,55 +85,94 @@ class WeightFormat:
 
         Raises ``RuntimeError`` when the weight holds inf or NaN.
         """
-        rows = _as_rows(weight)
+        _check_weight(weight)
         if self.blocks is not None:
-            _check_finite(rows)
-            return Factors(self.blocks.encode(rows).scales)
-        grouped = self._grouped(rows)
+            scales = [self._encoded(_as_rows(weight[rows])).scales for rows in row_chunks(weight)]
+            return Factors(torch.cat(scales))
+        extremes = [self._extremes(_as_rows(weight[rows])) for rows in row_chunks(weight)]
+        low, high = (torch.cat(values) for values in zip(*extremes, strict=True))
         if self.strategy == "tensor":
-            low, high = (value.reshape(1, 1) for value in rows.aminmax())
-        else:
-            low, high = grouped.aminmax(dim=-1, keepdim=True)
+            low, high = low.amin().reshape(1, 1), high.amax().reshape(1, 1)
         try:
             return scale_and_offset(high, low, self._element(), symmetric=self.symmetric)
         except WrongState:
-            _check_finite(rows)
+            if not bool(torch.isfinite(torch.stack([low, high])).all()):
+                raise _not_finite() from None
             raise
 
     def quantize(self, weight: Tensor, factors: Factors | None = None) -> QuantizedWeight:
         """Codes of ``weight`` with its own factors, or with those given."""
-        rows = _as_rows(weight)
+        _check_weight(weight)
         if self.blocks is not None:
-            _check_finite(rows)
-            blocks = self.blocks.encode(rows)
-            return QuantizedWeight(blocks.codes.reshape(weight.shape), Factors(blocks.scales))
+            parts = [self._encoded(_as_rows(weight[rows])) for rows in row_chunks(weight)]
+            codes = torch.cat([part.codes for part in parts])
+            scales = torch.cat([part.scales for part in parts])
+            return QuantizedWeight(codes.reshape(weight.shape), Factors(scales))
         factors = factors or self.factors(weight)
         element = self._element()
-        levels = on_grid(self._grouped(rows), factors, element)
-        # Levels lie on the grid already: encoding only changes their type.
-        codes = element.encode(levels)
-        return QuantizedWeight(self._ungrouped(codes, weight), factors)
+        codes = torch.empty(weight.shape, dtype=element.storage, device=weight.device)
+        for rows in row_chunks(weight):
+            part = weight[rows]
+            levels = on_grid(self._grouped(_as_rows(part)), _of_rows(factors, rows), element)
+            # Levels lie on the grid already: encoding only changes their type.
+            codes[rows] = self._ungrouped(element.encode(levels), part)
+        return QuantizedWeight(codes, factors)
 
     def dequantize(self, quantized: QuantizedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
         """Values of codes, in ``dtype``."""
         codes, factors = quantized.codes, quantized.factors
-        rows = codes.reshape(codes.shape[0], -1)
-        if self.blocks is not None:
-            return self.blocks.decode(Blocks(rows, factors.scale), dtype).reshape(codes.shape)
-        levels = self._grouped(self._element().decode(rows))
-        return self._ungrouped(from_grid(levels, factors), codes).to(dtype)
+        result = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        for rows in row_chunks(codes):
+            part, own = codes[rows], _of_rows(factors, rows)
+            flat = part.reshape(len(part), -1)
+            if self.blocks is not None:
+                values = self.blocks.decode(Blocks(flat, own.scale), dtype).reshape(part.shape)
+            else:
+                levels = self._grouped(self._element().decode(flat))
+                values = self._ungrouped(from_grid(levels, own), part)
+            result[rows] = values
+        return result
 
-    def fake_quantize(self, weight: Tensor, factors: Factors | None = None) -> Tensor:
-        """``weight`` moved to the format's values, in its own dtype and shape.
+    def fake_quantize(
+        self,
+        weight: Tensor,
+        factors: Factors | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """``weight`` moved to the format's values, in its shape and in ``dtype`` (None: its own).
 
         ``factors``: instead of the weight's own. A block format takes its own always.
         """
+        _check_weight(weight)
+        if self.blocks is None:
+            factors = factors or self.factors(weight)
+        result = torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
+        for rows in row_chunks(weight):
+            result[rows] = self._rounded(weight[rows], factors and _of_rows(factors, rows))
+        return result
+
+    def _rounded(self, weight: Tensor, factors: Factors | None) -> Tensor:
         rows = _as_rows(weight)
         if self.blocks is not None:
             return self.blocks.round(rows.to(weight.dtype)).reshape(weight.shape)
-        factors = factors or self.factors(weight)
+        assert factors is not None
         values = from_grid(on_grid(self._grouped(rows), factors, self._element()), factors)
         return self._ungrouped(values, weight).to(weight.dtype)
+
+    def _encoded(self, rows: Tensor) -> Blocks:
+        assert self.blocks is not None
+        if not bool(torch.isfinite(rows).all()):
+            raise _not_finite()
+        return self.blocks.encode(rows)
+
+    def _extremes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest of each channel or group; of all rows ([1, 1]) for "tensor"."""
+        if self.strategy == "tensor":
+            low, high = rows.aminmax()
+            return low.reshape(1, 1), high.reshape(1, 1)
+        low, high = self._grouped(rows).aminmax(dim=-1, keepdim=True)
+        return low, high
 
     def _element(self) -> ElementFormat:
         assert self.elements is not None
@@ -148,13 +193,30 @@ class WeightFormat:
         return values.reshape(like.shape)
 
 
+def row_chunks(weight: Tensor) -> Iterator[slice]:
+    """Slices of the first axis that hold about a million elements each, at least one row."""
+    rows = max(1, _CHUNK * len(weight) // weight.numel())
+    for start in range(0, len(weight), rows):
+        yield slice(start, start + rows)
+
+
+def _of_rows(factors: Factors, rows: slice) -> Factors:
+    """Factors of some rows; one scale for all is that of any."""
+    if len(factors.scale) == 1:
+        return factors
+    offset = factors.offset
+    return Factors(factors.scale[rows], None if offset is None else offset[rows])
+
+
 def _as_rows(weight: Tensor) -> Tensor:
     """float32 [N, K], detached."""
-    if weight.dim() < 2 or weight.numel() == 0:
-        raise WrongValue(f"a weight has two axes or more and elements, not {list(weight.shape)}")
     return exact_float32(weight).reshape(weight.shape[0], -1)
 
 
-def _check_finite(rows: Tensor) -> None:
-    if not bool(torch.isfinite(rows).all()):
-        raise WrongState("a weight holds inf or NaN", hint="Check the model's checkpoint.")
+def _check_weight(weight: Tensor) -> None:
+    if weight.dim() < 2 or weight.numel() == 0:
+        raise WrongValue(f"a weight has two axes or more and elements, not {list(weight.shape)}")
+
+
+def _not_finite() -> WrongState:
+    return WrongState("a weight holds inf or NaN", hint="Check the model's checkpoint.")

@@ -71,5 +71,6 @@ def _unpack(packed: Tensor, axis: int, *, signed: bool) -> Tensor:
     codes = torch.stack([halves & 15, halves >> 4], -1).flatten(-2)
     if signed:
         # Two's complement: 8…15 stand for -8…-1.
-        codes = (codes.int() ^ 8) - 8
-    return codes.movedim(-1, axis).contiguous()
+        codes = (codes ^ 8).view(torch.int8) - 8
+    unpacked = codes.movedim(-1, axis).contiguous()
+    return unpacked.int() if signed else unpacked

@@ -41,7 +41,7 @@ class LinearAWQuant(ScaledLinear):
             self.weight,
             self._ranges.mean_magnitude,
             self._sample.values,
-            self.weight_format.fake_quantize,
+            self.weight_format,
             grids_num=self.quant_config["algorithm"]["awq"]["grids_num"],
         )
         self.scale = found.scales.reciprocal().unsqueeze(0)
@@ -49,7 +49,7 @@ class LinearAWQuant(ScaledLinear):
         self._restart()
 
     def original_weight(self) -> Tensor:
-        return self.weight.detach().float() / self._inverse()
+        return self.weight.detach().to(torch.float32, copy=True).div_(self._inverse())
 
     def equalised(self, x: Tensor) -> Tensor:
         return x * self._inverse()

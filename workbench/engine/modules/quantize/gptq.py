@@ -51,7 +51,9 @@ class GPTQuant(ScaledLinear):
         assert self._gram is not None
         options = GPTQOptions(**(self.quant_config.get("algorithm", {}).get("gptq") or {}))
         hessian, self._gram = self._gram.hessian, None
-        result = solve_gptq(self.weight, hessian, self.weight_format, options)
+        result = solve_gptq(
+            self.weight, hessian, self.weight_format, options, overwrite_hessian=True
+        )
         quantized = self.weight_format.quantize(result.weight, result.factors)
         # int4 codes travel as int32; four times less is enough to keep them.
         small = self.wts_type == "int4"

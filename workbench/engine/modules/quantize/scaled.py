@@ -72,9 +72,10 @@ class ScaledLinear(CalibrationModule):
     def fake_weight(self) -> Tensor:
         """The weight on its grid, in its own dtype."""
         if not self.progressive:
-            weight = self.weight_format.fake_quantize(self.original_weight(), self.weight_factors)
-        else:
-            weight = from_progressive(self.progressive_levels(), self._progressive(), self._group())
+            return self.weight_format.fake_quantize(
+                self.original_weight(), self.weight_factors, dtype=self.weight.dtype
+            )
+        weight = from_progressive(self.progressive_levels(), self._progressive(), self._group())
         return weight.to(self.weight.dtype)
 
     def fake_bias(self) -> Tensor | None:

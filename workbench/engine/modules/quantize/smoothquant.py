@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from workbench.engine.algorithms.smoothquant import smoothed_range, smoothing_factors
@@ -37,7 +38,7 @@ class SmoothQuant(ScaledLinear):
             self.set_activation_factors(factors.new_tensor(high), factors.new_tensor(low))
 
     def original_weight(self) -> Tensor:
-        return self.weight.detach().float() * self._factors()
+        return self.weight.detach().to(torch.float32, copy=True).mul_(self._factors())
 
     def equalised(self, x: Tensor) -> Tensor:
         return x / self._factors()

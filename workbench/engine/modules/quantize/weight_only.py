@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from workbench.engine.modules.quantize.deployed import (
@@ -56,7 +57,10 @@ class NpuWeightQuantizedLinear(DeployLinear):
             buffer(self, "offset_w", None)
             return
         factors = quant_module.weight_factors
-        codes = transposed(quant_module.weight_format.quantize(weight, factors).codes)
+        codes = quant_module.weight_format.quantize(weight, factors).codes
+        if self.wts_type == "int4":
+            codes = codes.to(torch.int8)  # they travel as int32, four times as large
+        codes = transposed(codes)
         narrow = self.wts_type in ("int4", "float4_e2m1")
         buffer(self, "quantized_weight", stored_in_words(codes, axis=1) if narrow else codes)
         buffer(self, "scale_w", in_layer_dtype(self._by_column(factors.scale), quant_module))
@@ -86,9 +90,10 @@ class NpuWeightQuantizedLinear(DeployLinear):
         if self.wts_type in ("int4", "float4_e2m1"):
             codes = from_words(codes, 1, self.out_features, signed=self.wts_type == "int4")
         values = element.decode(codes)
+        del codes
         if self.offset_w is not None:
-            values = values + self._rows(self.offset_w)
-        return values * self._rows(self.scale_w)
+            values += self._rows(self.offset_w)
+        return values.mul_(self._rows(self.scale_w))
 
     def _rows(self, factors: Tensor) -> Tensor:
         if self.group_size is None:
