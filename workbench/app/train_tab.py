@@ -19,6 +19,7 @@ from workbench.app.train_words import invitation, kept_sentence, result
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
+from workbench.charts.words import method_title
 from workbench.studio.session import Session
 from workbench.studio.training_state import PLAIN, Curves, TrainingState
 
@@ -51,7 +52,6 @@ class TrainTab(View):
         self.use = self._button(
             _("Use these weights"), "check", lambda: session.use_weights(wait=False)
         )
-        self.use.description = _("Make them the project's own; everything is measured anew.")
         self.back = self._button(
             _("Take the weights back"), "undo", lambda: session.take_back_weights(wait=False)
         )
@@ -59,7 +59,7 @@ class TrainTab(View):
         self.more = self.settings.more()
         self.more.visible = False
         self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
-        self.text = ThemedHTML(margin=(4, 0))
+        self.text = ThemedHTML(margin=(4, 0), sizing_mode="stretch_width")
         self.loss = Plot(self._loss_figure(), height=HEIGHT, label=_("Loss by step"))
         self.metric = Plot(self._metric_figure(), height=HEIGHT, label=_("Metric by step"))
         self.rate = Plot(self._rate_figure(), height=CLIP_HEIGHT, label=_("Learning rate by step"))
@@ -190,7 +190,11 @@ class TrainTab(View):
             return f'<div role="status">{escape(words)}{escape(self._with(training))}</div>'
         if training is not None and training.state == "finished":
             done = escape(result(training, self.session.summary))
-            return f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {done}</div>'
+            title = escape(method_title(training.method))
+            return (
+                f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: '
+                f"{title} · {done}</div>"
+            )
         if training is not None and training.can_resume:
             words = _("The training was stopped. Resume goes on after step {step}.").format(
                 step=training.checkpoints[0].step
@@ -245,13 +249,12 @@ class TrainTab(View):
         return pn.Column(
             self.state,
             pn.Row(
-                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.use,
-                self.back, self.fold,
+                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
                 sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
             ),
             self.compression,
             self.more,
-            self.text,
+            pn.Row(self.text, self.use, self.back, styles=ALIGNED, **row),
             pn.Row(self.loss, self.metric, **row),
             pn.Row(
                 pn.Column(self.rate, self.checkpoints, **row),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MOST_SHOWN = 48
 """Outputs and inputs of a weight that a chart shows."""
 
-NARROW = "it has fewer than three input channels a group"
+NARROW = "its outputs read fewer than three channels each"
 OFF = "it is not ticked for pruning in Layers, where others are"
 
 Weights = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
