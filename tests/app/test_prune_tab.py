@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pruning_case
 import pytest
 from panel.models.tabulator import CellClickEvent
@@ -67,8 +68,6 @@ def channels(tab: PruneTab) -> dict[str, tuple[int, int]]:
 def _numbers(value: object) -> list[int]:
     """Plotly's own encoding of a numpy array, read back."""
     import base64
-
-    import numpy as np
 
     if isinstance(value, dict):
         raw = base64.b64decode(value["bdata"])
@@ -179,9 +178,10 @@ def test_pruning_in_the_table_of_layers(page: WorkbenchPage, tab: PruneTab) -> N
     assert shown()["body.a"] == (
         True, "0.20", "pruning: its channels go with those of body.b: off",
     )  # fmt: skip
-    for typed in (0.4, "0.4"):
-        page.layers.table._edited(SimpleNamespace(column="prune_ratio", row=2, value=typed))
-        assert shown()["body.b"][1] == "0.40"
+    # As the browser's editor does: a number comes into the column of texts.
+    table._update_column("prune_ratio", np.array(["0.20", "0.20", 0.4, "0.20"], dtype=object))
+    page.layers.table._edited(SimpleNamespace(column="prune_ratio", row=2, value=0.4))
+    assert shown()["body.b"][1] == "0.40"
     page.layers.table._edited(SimpleNamespace(column="prune_ratio", row=2, value=1.5))
     assert "1.5 is not allowed" in page.window.notice
     assert shown()["body.b"][1] == "0.40"

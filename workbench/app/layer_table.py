@@ -112,7 +112,8 @@ def display_frame(
         "wts_bits": shown["wts_bits"].to_numpy(),
         "dmq": [f"{value:g}" if value else NO_DMQ for value in shown["dmq"].tolist()],
         "prune_enable": shown["prune_enable"].to_numpy(dtype=bool),
-        RATIO: [f"{ratio:.2f}" for ratio in shown[RATIO].tolist()],
+        # Objects, as a ratio that was edited is a number until it is shown as text again.
+        RATIO: pd.Series([f"{ratio:.2f}" for ratio in shown[RATIO].tolist()], dtype=object),
         "error": [
             f"{error:.2e}" if math.isfinite(error) else formats.UNKNOWN
             for error in shown["error"].tolist()
