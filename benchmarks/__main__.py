@@ -27,7 +27,7 @@ ON_TWO_THREADS = (
     "selective",
     "compressed",
 )
-ON_REQUEST = ("ada", "bigmodel", "qat_accuracy", "gptq", "folder")
+ON_REQUEST = ("ada", "bigmodel", "qat_accuracy", "gptq", "folder", "prune", "coverage")
 """Only when named: minutes, and for one of them gigabytes of memory and disk."""
 
 EVERYTHING = (*ON_ONE_AND_TWO_THREADS, *ON_TWO_THREADS)

@@ -37,7 +37,7 @@ def decompose(run: Run) -> None:
     run.report.stage("evaluating the float model")
     metric_before = evaluate_float(run)
     run.report.stage("decomposing the layers")
-    with staged_project(str(run.args["folder"])) as staging:
+    with staged_project(str(run.args["folder"]), run.workspace.project.folder) as staging:
         (info,) = files_of_step(run, staging, "decompose", "json")
         model, changes = auto_decomposition(
             copy_for_training(run.source.model), info,

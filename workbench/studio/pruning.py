@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from workbench.engine.algorithms.channel_choice import lowest
 from workbench.engine.analysis.channel_sensitivity import taylor_sensitivity
@@ -23,7 +25,7 @@ from workbench.engine.files.prune_config import ChannelPrune, PruneConfig, forma
 from workbench.engine.files.sidecar import Sidecar, write_sidecar
 from workbench.engine.flows.prune import CHOSEN, REPORT, create_prune_retrain_model, prune_channels
 from workbench.engine.flows.prune_layers import prune_layers
-from workbench.engine.flows.prune_plan import PruneReport, norm_scores
+from workbench.engine.flows.prune_plan import PruneReport, group_count, norm_scores
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.channel_groups import ChannelGroup, channel_groups
 from workbench.engine.graph.channel_map import channel_map
@@ -67,7 +69,7 @@ MEASURED = (1.5, 2.0, 2.5, 3.0, 4.0)
 def prune_search(run: Run) -> None:
     """The job: sensitivities of all channels, and the plans that follow from them."""
     begun = time.perf_counter()
-    run.report.stages(7)
+    run.report.stages(6)
     ensure_open(run.workspace, run.report)
     measure, limit = str(run.args["sensitivity"]), float(run.args["max_ratio"])
     aligned = bool(run.args["aligned"])
@@ -164,9 +166,9 @@ def _loss(target: Tensor | None) -> tuple[Any, str]:
 
 
 def _strength(output: Any, _: Any) -> Tensor:
-    tensors = [output] if isinstance(output, Tensor) else [x for x in output if x is not None]
-    total: Tensor = sum((x.float().square().mean() for x in tensors), torch.zeros(()))
-    return total
+    leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor)]
+    squares = [x.square().mean() for x in leaves if x.is_floating_point()]
+    return torch.stack(squares).sum()
 
 
 def _searched(
@@ -201,7 +203,7 @@ def _uniform(table: ChannelTable, ratio: float, *, aligned: bool) -> PrunePlan:
     ratios = {name: ratio for group in table.groups for name in group.producers}
     counts = table.counts(ratios, aligned=aligned)
     plan = plan_of(table, counts, kind="uniform", target=ratio)
-    return PrunePlan(**{**vars(plan), "ratios": ratios})
+    return replace(plan, ratios=ratios)
 
 
 def _timed(
@@ -223,10 +225,10 @@ def _timed(
             models[str(i)] = _in_onnx(graph, Path(folder) / str(i), threads)
         found = latencies(models, source.evaluation[0].inputs, cancel=run.cancel)
     timed = [
-        plan if str(i) not in found else PrunePlan(**{**vars(plan), "latency_ms": found[str(i)][0]})
+        replace(plan, latency_ms=found[str(i)][0]) if str(i) in found else plan
         for i, plan in enumerate(plans)
     ]
-    return PrunePlan(**{**vars(original), "latency_ms": found["original"][0]}), tuple(timed)
+    return replace(original, latency_ms=found["original"][0]), tuple(timed)
 
 
 def _in_onnx(captured: Captured, path: Path, threads: int) -> OrtModel:
@@ -262,7 +264,7 @@ def _coupled(table: ChannelTable) -> dict[str, tuple[str, ...]]:
 def prune(run: Run) -> None:
     """The job: remove channels as the columns say; the smaller model becomes a new project."""
     begun = time.perf_counter()
-    run.report.stages(5 + STAGES)
+    run.report.stages(4 + STAGES)
     ensure_open(run.workspace, run.report)
     project, source = run.workspace.project, run.source
     _, columns = run.store.configuration()
@@ -278,7 +280,7 @@ def prune(run: Run) -> None:
     run.report.stage("evaluating the float model")
     metric_before = evaluate_float(run)
     run.report.stage("removing channels")
-    with staged_project(str(run.args["folder"])) as staging:
+    with staged_project(str(run.args["folder"]), project.folder) as staging:
         config, record = files_of_step(run, staging, "prune", "cfg", "record.txt")
         write_whole(config, text)
         chosen = _choice(run, ratios)
@@ -327,15 +329,15 @@ def _choice(run: Run, ratios: Mapping[str, float]) -> dict[str, list[int]]:
     """The least sensitive channels of each group, by the last search; empty: the norms decide."""
     state = read_pruning(run.store, run.store.get("pruning"))
     wanted = str(run.args["channels"])
-    if state is None or (wanted == "l2" and state.measure != "l2"):
+    # The scores of l2 are what BalancedL2Norm computes by itself.
+    if state is None or wanted == "l2" or state.measure == "l2":
         return {}
-    if state.measure == "l2":
-        return {}  # these scores are what BalancedL2Norm computes by itself
     captured = capture(run.source.model, run.source.example, dynamic=False, on_event=run.report)
+    settings = {n: ChannelPrune(r, bool(run.args["aligned"])) for n, r in ratios.items()}
     channels: dict[str, set[int]] = {}
     for group in channel_groups(channel_map(captured), ratios).groups:
         known = [m for m in group.producers if m.module in state.sensitivity]
-        count = _count(group, ratios, aligned=bool(run.args["aligned"]))
+        count = group_count(group, settings)
         if not count or not known:
             continue
         values = np.full(group.size, np.nan)
@@ -348,13 +350,6 @@ def _choice(run: Run, ratios: Mapping[str, float]) -> dict[str, list[int]]:
         for member in group.producers:
             channels.setdefault(member.module, set()).update(member.channels(units))
     return {name: sorted(gone) for name, gone in channels.items()}
-
-
-def _count(group: ChannelGroup, ratios: Mapping[str, float], *, aligned: bool) -> int:
-    from workbench.engine.flows.prune_plan import group_count
-
-    settings = {name: ChannelPrune(ratio, aligned) for name, ratio in ratios.items()}
-    return group_count(group, settings)
 
 
 def chosen_ratios(names: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> dict[str, float]:

@@ -25,6 +25,7 @@ class Prunable(Protocol):
     pruning: PruningState | None
     project: Project
     revision: int
+    notice: str
 
     def start(self, kind: str, *, wait: bool = False, **args: Any) -> None: ...
     def poll(self) -> bool: ...
@@ -81,14 +82,20 @@ class PruningControl:
     def use_plan(self: Prunable, plan: PrunePlan | float) -> PrunePlan:
         """Write a plan into ``prune_enable`` and ``prune_ratio``, as one edit to be undone.
 
-        ``plan``: of ``pruning``, or a target that ``pruning.plan_for`` looks up. Returns the plan.
+        ``plan``: of ``pruning``, or a target that ``pruning.plan_for`` looks up; where that is out
+        of reach, the plan that comes nearest is used, and ``notice`` says so. Returns the plan.
         """
         if not isinstance(plan, PrunePlan):
             if self.pruning is None:
                 raise WrongState(
                     "there is no plan yet", where="use_plan", hint="Call search_pruning() first."
                 )
-            plan = self.pruning.plan_for(float(plan))
+            target = float(plan)
+            plan = self.pruning.plan_for(target)
+            if plan.reached < target:
+                self.notice = (
+                    f"no plan reaches {target:g}×; the best one, {plan.reached:.3g}×, is used"
+                )
         for name in plan.ratios:
             self.row(name)
         table = self.layers

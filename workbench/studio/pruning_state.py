@@ -247,6 +247,13 @@ def read_pruning(store: Store, facts: Any) -> PruningState | None:
     """The stored search; ``facts`` is the stored value. None before the first, or if it is none."""
     if not isinstance(facts, dict):
         return None
+    try:
+        return _pruning(store, facts)
+    except (KeyError, TypeError, ValueError):  # a project may come from anywhere
+        return None
+
+
+def _pruning(store: Store, facts: Mapping[str, Any]) -> PruningState:
     rows = store.connection.execute("SELECT name, data FROM channels").fetchall()
     return PruningState(
         sensitivity={name: np.frombuffer(data, "<f8").astype(np.float64) for name, data in rows},
@@ -268,15 +275,21 @@ def read_pruning(store: Store, facts: Any) -> PruningState | None:
 def read_decomposition(value: Any) -> DecompositionState | None:
     if not value:
         return None
-    layers = tuple(DecomposedLayer(**layer) for layer in value["layers"])
-    return DecompositionState(**{**value, "layers": layers})
+    try:
+        layers = tuple(DecomposedLayer(**layer) for layer in value["layers"])
+        return DecompositionState(**{**value, "layers": layers})
+    except (KeyError, TypeError):
+        return None
 
 
 def read_shrunk(value: Any) -> Shrunk | None:
     if not value:
         return None
     pairs = ("metric", "parameters", "bytes", "macs", "latency_ms", "onnx")
-    return Shrunk(**{**value, **{key: tuple(value[key]) for key in pairs}})
+    try:
+        return Shrunk(**{**value, **{key: tuple(value[key]) for key in pairs}})
+    except (KeyError, TypeError):
+        return None
 
 
 def as_stored(value: Any) -> Any:

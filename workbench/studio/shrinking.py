@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from workbench.engine.errors import WrongValue
+from workbench.engine.errors import WorkbenchError, WrongValue
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.files.atomic import make_parents
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 STAGES = 3
 """Stages of a job that ``make_project`` takes."""
 
+STAGING = ".new-project"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -51,16 +53,23 @@ class Step:
 
 
 @contextmanager
-def staged_project(folder: str) -> Iterator[Path]:
+def staged_project(folder: str, home: Path | None = None) -> Iterator[Path]:
     """A folder to write a project into; it becomes ``folder`` when the block succeeds.
 
-    Errors: ``WrongValue`` when there is something of that name, ``NotWritable``.
+    ``home``: of the project that is at work, one job at a time: what a job that was killed has left
+    there goes with the next. Errors: ``WrongValue`` when there is something of that name,
+    ``NotWritable``.
     """
     target = Path(folder)
     _require_free(target)
     try:
         make_parents(target)
-        outer = Path(tempfile.mkdtemp(dir=target.parent, prefix=".new-"))
+        if home is not None and home.stat().st_dev == target.parent.stat().st_dev:
+            outer = home / STAGING
+            shutil.rmtree(outer, ignore_errors=True)
+            outer.mkdir(mode=0o750)
+        else:
+            outer = Path(tempfile.mkdtemp(dir=target.parent, prefix=STAGING))
     except OSError as error:
         raise not_writable(target.parent, error) from error
     try:
@@ -70,6 +79,8 @@ def staged_project(folder: str) -> Iterator[Path]:
         _require_free(target)
         inner.rename(target)
     except OSError as error:
+        if isinstance(error, WorkbenchError):
+            raise
         raise not_writable(target.parent, error) from error
     finally:
         shutil.rmtree(outer, ignore_errors=True)
