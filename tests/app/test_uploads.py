@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import logging
 import sys
@@ -15,12 +16,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from pictures import make_pictures
 from servers import free_port, running_server
 from studio_models import make_data, make_net
 
 from workbench.app import uploads
-from workbench.app.new_project import external_files, new_project
+from workbench.app.new_project import NewProject, external_files, new_project
 from workbench.engine.errors import MissingFile, WrongValue
+from workbench.studio.image_settings import ImageSettings
 from workbench.studio.project import Project
 
 
@@ -131,16 +134,72 @@ def test_what_cannot_become_a_project(
     assert not (home / "projects" / "a").exists()
 
 
+def test_a_folder_of_pictures_stays_where_it_is(files: Path, home: Path, tmp_path: Path) -> None:
+    make_pictures(files / "birds", size=8)
+    (files / ".hidden").mkdir()
+    (files / "link").symlink_to(tmp_path)
+    assert uploads.offered_folders() == ["birds"]
+    new_project("pictures", "net.onnx", "birds", images=ImageSettings(crop=8))
+    opened = Project.open(home / "projects" / "pictures")
+    data = opened.settings.data
+    assert (data.kind, data.name) == ("folder", str((files / "birds").resolve()))
+    assert data.images == ImageSettings(crop=8)
+    opened.close()
+    for name in ("link", "..", "birds/class0"):
+        with pytest.raises(MissingFile):
+            new_project("other", "net.onnx", name)
+
+
+def test_the_form_says_what_the_model_wants(files: Path) -> None:
+    make_pictures(files / "birds")
+    form = NewProject()
+    assert "x: any×3×8×8, float32" in str(form.wants.object)
+    assert form.data.options == ["data.npz", "birds"]
+    assert not form.pictures.row.visible
+    form.data.value = "birds"
+    assert form.pictures.row.visible
+    assert form.pictures.settings == ImageSettings(8, 8)
+    form.pictures.normalise.value = "none"
+    assert form.pictures.settings.mean == ()
+    (files / "broken.onnx").write_bytes(b"nothing")
+    form.fill()
+    form.model.value = "broken.onnx"
+    assert "not an ONNX file" in str(form.wants.object)
+
+
+def test_data_that_does_not_fit_is_refused_before_there_is_a_project(
+    files: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
+    np.savez(files / "turned.npz", x=np.zeros((8, 8, 8, 3), np.float32))
+    form = NewProject()
+    form.data.value = "turned.npz"
+    form.name.value = "mine"
+    asyncio.run(form._create(None))
+    said = str(form.said.object)
+    assert "input `x` wants 3×8×8, the data has 8×8×3: transpose?" in said
+    assert not (home / "projects" / "mine").exists() and not form.upload.go
+    assert not form.create.disabled
+
+
 @pytest.mark.browser
-def test_from_upload_to_layers(new_page: Callable[..., Any], tmp_path: Path) -> None:
-    """A person's own model, in the page: upload, create, and its layers are there."""
+def test_from_upload_to_layers(
+    new_page: Callable[..., Any], workbench_home: Path, tmp_path: Path
+) -> None:
+    """A person's own model with a folder of pictures: upload, create, and its layers are there."""
     make_files(tmp_path)
+    make_pictures(workbench_home / "files" / "birds")
     page = new_page("digits-mobilenet")
     page.get_by_role("button", name="Open a project").click()
     page.locator("input[type=file]").set_input_files([tmp_path / "net.onnx", tmp_path / "data.npz"])
     page.locator(".wb-upload-said", has_text="✓ net").wait_for()
+    page.get_by_text("x: any×3×8×8, float32").wait_for()
+    page.get_by_label("data", exact=True).click()
+    page.get_by_role("menuitem", name="birds").click()
+    page.get_by_label("cut from the middle").wait_for()
     page.get_by_label("name", exact=True).fill("my net")
     page.get_by_role("button", name="Create project").click()
     page.wait_for_url("**?project=my+net")
     page.locator(".tabulator-cell[tabulator-field='name']", has_text="conv1").wait_for()
     assert page.locator(".tabulator-row").count() == 3
+    page.get_by_text("birds, 3 classes, 12 samples").first.wait_for()

@@ -1,7 +1,8 @@
-"""The form that makes a project of a model file and a data file."""
+"""The form that makes a project of a model file and a data file, or a folder of pictures."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from pathlib import Path
@@ -11,23 +12,30 @@ from urllib.parse import urlencode
 import panel as pn
 import panel_material_ui as pmui
 
-from workbench.app.html import ThemedHTML, escape
+from workbench.app.html import ThemedHTML, escape, failure
 from workbench.app.i18n import _, error_text
+from workbench.app.picture_settings import PictureSettings
 from workbench.app.projects import project_folder
 from workbench.app.upload_button import UploadButton
-from workbench.app.uploads import DATA, MODELS, files_folder, offered
+from workbench.app.uploads import DATA, MODELS, files_folder, offered, offered_folders
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
+from workbench.studio.expected import expected_of_file
+from workbench.studio.image_settings import ImageSettings
 from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec, is_project
+from workbench.studio.trying import try_project
 
 METRICS = ("top1", "top5", "psnr", "cosine")
 
 
-def new_project(name: str, model: str, data: str, metric: str = "") -> None:
-    """A project of files in the workspace's folder, which are copied into it.
+def new_project(
+    name: str, model: str, data: str, metric: str = "", images: ImageSettings | None = None
+) -> Path:
+    """A project of files in the workspace's folder, which are copied into it; returns its folder.
 
+    ``data`` can be a folder of pictures, which stays where it is, read as ``images`` says.
     ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
-    files are read by the project's own worker, when its page is opened. Errors: ``WrongValue`` for
-    a name that is not allowed or taken, ``MissingFile``.
+    files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
+    allowed or taken, ``MissingFile``.
     """
     folder = project_folder(name)
     if is_project(folder):
@@ -37,11 +45,17 @@ def new_project(name: str, model: str, data: str, metric: str = "") -> None:
             hint=_("Choose another name."),
         )
     kept = Path("files")
-    names = [model, data, *external_files(_file(model))]
+    pictures = data in offered_folders()
+    names = [model, *external_files(_file(model))] + ([] if pictures else [data])
+    spec = (
+        DataSpec("folder", str(files_folder().resolve() / data), images=images or ImageSettings())
+        if pictures
+        else DataSpec("npz", str(kept / data))
+    )
     settings = ProjectSettings(
         name,
         SourceSpec(Path(model).suffix[1:], str(kept / model)),
-        DataSpec("npz", str(kept / data)),
+        spec,
         metric,
         threads=max(1, (os.cpu_count() or 2) - 1),
     )
@@ -56,6 +70,7 @@ def new_project(name: str, model: str, data: str, metric: str = "") -> None:
         raise
     finally:
         project.close()
+    return folder
 
 
 def external_files(model: Path) -> list[str]:
@@ -81,11 +96,13 @@ def _file(name: str) -> Path:
 
 
 class NewProject:
-    """Model, data, metric, name, and the button."""
+    """Model and what it wants, data, metric, name, and the button."""
 
     def __init__(self) -> None:
         self.model = pmui.Select(label=_("model"), options=[], size="small", width=300)
-        self.data = pmui.Select(label=_("data (.npz)"), options=[], size="small", width=300)
+        self.wants = ThemedHTML()
+        self.data = pmui.Select(label=_("data"), options=[], size="small", width=300)
+        self.pictures = PictureSettings()
         self.metric = pmui.Select(
             label=_("metric"),
             options={_("by the data"): "", **{name: name for name in METRICS}},
@@ -98,19 +115,24 @@ class NewProject:
         self.upload = UploadButton(self._arrived)
         self.said = ThemedHTML()
         self.create.on_click(self._create)
+        self.model.param.watch(self._model_chosen, "value")
+        self.data.param.watch(self._data_chosen, "value")
         self.fill()
 
     def fill(self) -> None:
         """Offer what is in the folder now."""
-        for menu, suffixes in ((self.model, MODELS), (self.data, DATA)):
-            names = offered(suffixes)
+        for menu, names in (
+            (self.model, offered(MODELS)),
+            (self.data, [*offered(DATA), *offered_folders()]),
+        ):
             menu.options = names
             menu.visible = bool(names)
             if menu.value not in names:
                 menu.value = names[0] if names else None
         about = _(
             "Exported programs (.pt2) and ONNX files; the data is an .npz whose arrays are named "
-            "as the inputs, with labels if there are any. Files in this folder are offered:"
+            "as the inputs, with labels if there are any, or a folder of pictures with a "
+            "sub-folder for each class. Files and folders in this folder are offered:"
         )
         where = escape(str(files_folder()))
         self.said.fill(f'<p class="wb-muted">{escape(about)} <code>{where}</code></p>')
@@ -124,15 +146,52 @@ class NewProject:
             elif Path(name).suffix in DATA:
                 self.data.value = name
 
-    def _create(self, _event: Any) -> None:
+    def _model_chosen(self, *_events: Any) -> None:
+        """Say what the model wants before any data is chosen."""
+        name = self.model.value
+        if not name:
+            self.wants.fill("")
+            return
+        try:
+            expected = expected_of_file(_file(name))
+        except (WorkbenchError, OSError) as error:
+            self._refuse(error, self.wants)
+            return
+        items = "".join(f"<li><code>{escape(one.words)}</code></li>" for one in expected)
+        title = escape(_("The model wants (the first dimension counts the samples):"))
+        self.wants.fill(f'<p class="wb-muted">{title}</p><ul>{items}</ul>')
+        self.pictures.propose(expected)
+
+    def _data_chosen(self, *_events: Any) -> None:
+        self.pictures.row.visible = self.data.value in offered_folders()
+
+    def _refuse(self, error: Exception, where: ThemedHTML) -> None:
+        text = error_text(error) if isinstance(error, WorkbenchError) else str(error)
+        where.fill(f'<div class="wb-notice" role="alert">✕ {escape(text)}</div>')
+
+    async def _create(self, _event: Any) -> None:
         name = (self.name.value or Path(self.model.value or "").stem).strip()
         try:
             if not self.model.value or not self.data.value:
                 raise WrongValue(_("a project needs a model and data"), hint=_("Upload both."))
-            new_project(name, self.model.value, self.data.value, self.metric.value)
+            folder = new_project(
+                name, self.model.value, self.data.value, self.metric.value, self.pictures.settings
+            )
         except (WorkbenchError, OSError) as error:
-            text = error_text(error) if isinstance(error, WorkbenchError) else str(error)
-            self.said.fill(f'<div class="wb-notice" role="alert">✕ {escape(text)}</div>')
+            self._refuse(error, self.said)
+            return
+        self.create.disabled = True
+        trying = escape(_("Loading the model and the data, and running one batch …"))
+        self.said.fill(f'<div class="wb-info" role="status">{trying}</div>')
+        try:
+            problem = await asyncio.to_thread(try_project, folder)
+        except (WorkbenchError, OSError) as error:
+            self._refuse(error, self.said)
+            return
+        finally:
+            self.create.disabled = False
+        if problem is not None:
+            self.said.fill(failure(problem))
             return
         self.upload.go = "?" + urlencode({"project": name})
 
@@ -140,7 +199,10 @@ class NewProject:
         return pn.Column(
             ThemedHTML(f'<h2 class="wb">{escape(_("Your own model"))}</h2>'),
             self.upload,
-            pn.Row(self.model, self.data, margin=0),
+            self.model,
+            self.wants,
+            self.data,
+            self.pictures.row,
             pn.Row(self.name, self.metric, self.create, margin=0),
             self.said,
             margin=0,

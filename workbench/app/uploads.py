@@ -42,6 +42,16 @@ def offered(suffixes: Sequence[str]) -> list[str]:
     return [p.name for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
+def offered_folders() -> list[str]:
+    """Names of the folders beside the uploads, put there by hand, with pictures."""
+    folder = files_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(
+        p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] != "." and not p.is_symlink()
+    )
+
+
 def refusal(name: str, size: int) -> str:
     """Why a file is not taken, in words; empty if it is."""
     allowed = (*MODELS, *DATA, *EXTERNAL)

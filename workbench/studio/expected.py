@@ -143,7 +143,7 @@ def mismatch(expected: Sequence[ExpectedInput], given: Sequence[Tensor]) -> str:
                 f"{head}, the data has {shape_text(actual[1:])}{_advice(one.shape, actual)}"
             )
         dtype = str(x.dtype).removeprefix("torch.")
-        if one.dtype and one.dtype != dtype and _kind(one.dtype) != _kind(dtype):
+        if one.dtype and one.dtype != dtype:
             said.append(f"input `{one.name}` wants {one.dtype}, the data has {dtype}: convert?")
     return "; ".join(said)
 
@@ -167,7 +167,3 @@ def _advice(wanted: Sequence[int], actual: Sequence[int]) -> str:
     if len(wanted) == len(actual) + 1:
         return ": is the dimension of the samples or the channels missing?"
     return ""
-
-
-def _kind(dtype: str) -> str:
-    return dtype.rstrip("0123456789").removeprefix("u").removesuffix("e4m").removesuffix("e5m")
