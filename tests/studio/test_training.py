@@ -118,8 +118,8 @@ def test_nothing_to_export_before_a_training(live: Session) -> None:
         live.export(method="qat")
 
 
-def record_of(session: Session) -> bytes:
-    return (session.project.folder / "qat.record.txt").read_bytes()
+def record_of(session: Session, method: str = "qat") -> bytes:
+    return session.project.record_of(method).read_bytes()
 
 
 def test_stopped_and_resumed_is_the_same(tmp_path: Path) -> None:
@@ -151,8 +151,9 @@ def test_stopped_and_resumed_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # two worker processes; tests/engine/flows/test_training.py kills one quickly
+@pytest.mark.parametrize("method", ["qat", "compressed"])
 def test_a_killed_worker_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_worker: Callable[..., Session]
+    tmp_path: Path, method: str, open_worker: Callable[..., Session]
 ) -> None:
     settings = ProjectSettings(
         "net", SourceSpec("python", "studio_models:make_net"),
@@ -163,7 +164,7 @@ def test_a_killed_worker_loses_nothing(
     session = open_worker()
     assert isinstance(session._manager, WorkerManager)
     session.start("open", wait=True)
-    session.train(epochs=1, learning_rate=0.01, checkpoint_every=5, wait=False)
+    session.train(method, epochs=1, learning_rate=0.01, checkpoint_every=5, wait=False)
     wait(session, lambda: bool(session.training and session.training.checkpoints[1:]))
     from workbench.studio.jobs import worker_process
 
@@ -177,8 +178,8 @@ def test_a_killed_worker_loses_nothing(
     assert session.training.state == "finished"
 
     whole = open_live(tmp_path / "whole", train=make_training(40))
-    whole.train(epochs=1, learning_rate=0.01, checkpoint_every=5)
-    assert record_of(session) == record_of(whole)
+    whole.train(method, epochs=1, learning_rate=0.01, checkpoint_every=5)
+    assert record_of(session, method) == record_of(whole, method)
     whole.dispose()
     session.dispose()
 
