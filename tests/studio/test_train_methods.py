@@ -114,14 +114,17 @@ def test_export_of_the_fine_tuned_model(finetuned: Session) -> None:
 
 def test_its_weights_become_the_projects_and_are_taken_back(tmp_path: Path) -> None:
     session = open_live(tmp_path / "p")
+    session.evaluate()
     session.train("finetune", epochs=1, learning_rate=0.05)
     done, trained = session.training, weights(session, "finetune")
+    trials, history = session.trials, session.history()
     session.set_flag(["conv2"], False)
     session.use_weights()
     (kept,) = session.weights
     assert (kept.method, kept.metric) == ("finetune", done.metric)
     assert session.summary.metric_float == pytest.approx(done.metric)
     assert session.training is None, "it was of other weights"
+    assert session.trials["kind"].tolist() == ["float"], "the others were, too"
     assert not session.layers["quant_enable"][1], "the table stays"
     assert str(session.project.folder / "weights" / kept.file) in session.script()
     session.evaluate()  # quantises what was fine-tuned
@@ -134,6 +137,7 @@ def test_its_weights_become_the_projects_and_are_taken_back(tmp_path: Path) -> N
     again.take_back_weights()
     assert again.weights == () and again.summary.metric_float == 1.0
     assert again.training is not None and again.training.metric == done.metric
+    assert again.trials.equals(trials) and again.history().equals(history), "and all results"
     with pytest.raises(WrongState, match="came with"):
         again.take_back_weights()
     again.use_weights(again.project.weights_of("finetune"))

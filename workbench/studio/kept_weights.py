@@ -1,7 +1,8 @@
 """Weights that a training found and the project's model has taken over; they can be taken back.
 
 The file of each is named for its content and stays in the project; the list of them, the newest
-last, is in the store. ``project.toml`` still says where the model comes from.
+last, is in the store. ``project.toml`` still says where the model comes from. Trials, exports and
+the training of the weights before are put aside, and come back with them.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import WrongState
 from workbench.engine.files.atomic import replace_on_success
 from workbench.studio.project import Project, not_writable
+from workbench.studio.set_aside import bring_back, put_aside
 from workbench.studio.training_state import KEY as TRAINING
 
 if TYPE_CHECKING:
@@ -29,12 +31,11 @@ _NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 
 @dataclass(frozen=True)
 class KeptWeights:
-    """One set of weights: its file's name, and the training it came from (none: a file)."""
+    """One set of weights: its file's name, and how they were trained ('': they came as a file)."""
 
     file: str
     method: str = ""
     metric: float | None = None
-    training: Mapping[str, Any] | None = field(default=None, compare=False)
 
 
 def read_weights_kept(value: Any) -> tuple[KeptWeights, ...]:
@@ -42,13 +43,12 @@ def read_weights_kept(value: Any) -> tuple[KeptWeights, ...]:
     found = []
     for row in value if isinstance(value, list) else ():
         if isinstance(row, dict) and _NAME.fullmatch(str(row.get("file"))):
-            metric, training = row.get("metric"), row.get("training")
+            metric = row.get("metric")
             found.append(
                 KeptWeights(
                     str(row["file"]),
                     str(row.get("method", "")),
                     float(metric) if isinstance(metric, int | float) else None,
-                    training if isinstance(training, dict) else None,
                 )
             )
     return tuple(found)
@@ -88,8 +88,8 @@ def with_kept_weights(project: Project, model: nn.Module) -> nn.Module:
 def use_weights(run: Run) -> None:
     """Make weights the project's own, or with ``back`` those before them again.
 
-    ``path``: of a file with a state dict; None: what the last training found. Results of the
-    weights before are dropped, as they are for any other model.
+    ``path``: of a file with a state dict; None: what the last training found. Results belong to
+    weights: with ``back`` those of before are there again, and those since then are gone.
     """
     from workbench.studio.tasks import ensure_open, evaluate_float
 
@@ -97,21 +97,26 @@ def use_weights(run: Run) -> None:
     ensure_open(run.workspace, run.report)
     store = run.store
     found = kept(run.workspace.project)
-    training = None
-    if run.args.get("back"):
+    back = bool(run.args.get("back"))
+    if back:
         if not found:
             raise WrongState("the model has the weights it came with", where="weights")
-        training = found[-1].training
         found = found[:-1]
     else:
         found = (*found, _new(run))
+        put_aside(store, _results(run, len(found) - 1))
     store.put(**{KEY: [asdict(one) for one in found]})
     run.workspace.forget_model()
     ensure_open(run.workspace, run.report)
+    if back:
+        bring_back(store, _results(run, len(found)))
     run.report.stage("evaluating the float model")
     evaluate_float(run)
-    if training is not None:
-        store.put(**{TRAINING: training})  # it is the last one of this model again
+
+
+def _results(run: Run, number: int) -> Path:
+    """What was found out about the weights before the ``number``-th of the list."""
+    return run.workspace.project.folder / "weights" / f"before-{number}.json"
 
 
 def _new(run: Run) -> KeptWeights:
@@ -142,7 +147,7 @@ def _new(run: Run) -> KeptWeights:
             where="weights",
             hint="Export it; other weights come from train('finetune') and train('sparse').",
         )
-    return KeptWeights(_keep(project, plain.state_dict()), method, training.get("metric"), training)
+    return KeptWeights(_keep(project, plain.state_dict()), method, training.get("metric"))
 
 
 def _keep(project: Project, state: Mapping[str, Any]) -> str:

@@ -142,14 +142,17 @@ class TrainingControl:
         """Give the project's model the weights of the last training, or those of a file.
 
         For 'finetune' and 'sparse'; from then on they are its float weights, and everything is
-        measured anew. ``take_back_weights`` undoes it. ``path``: a state dict of the same model,
+        measured anew. ``take_back_weights`` undoes it, trials and exports included. ``path``: a state dict of the same model,
         ``.safetensors`` or what ``torch.save(model.state_dict(), path)`` wrote.
         """
         target = None if path is None else os.path.abspath(os.fspath(path))
         self.start("weights", wait=wait, path=target, back=False)
 
     def take_back_weights(self: Trainable, *, wait: bool = True) -> None:
-        """The weights before the last ``use_weights`` again; ``WrongState`` if there are none."""
+        """The weights before the last ``use_weights`` again, and what was found out about them.
+
+        Trials and exports since then go. Errors: ``WrongState`` if there are none.
+        """
         self.poll()
         if not self.weights:
             raise WrongState(
