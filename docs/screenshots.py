@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PROJECT = "digits-mobilenet-hard"
 LINEAR_PROJECT = "digits-vit"
-TABS = ("Model", "Layers", "Inspect", "Search", "Train", "Export", "Code")
+PRUNED_PROJECT = "digits-resnet"
+TABS = ("Model", "Layers", "Inspect", "Search", "Train", "Export", "History", "Code")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
@@ -75,6 +76,35 @@ def formats(page: Any) -> None:
         page.get_by_role("button", name="Toggle theme").click()
 
 
+def smaller(page: Any) -> None:
+    """Channels: before a measurement, while it runs, measured, and after a pruning."""
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_role("button", name="Channels").click()
+    page.get_by_role("button", name="Measure sensitivity").wait_for()
+    page.wait_for_timeout(1500)
+    page.screenshot(path=IMAGES / "channels-empty.png")
+    page.get_by_role("button", name="Measure sensitivity").click()
+    page.get_by_role("button", name="Cancel").wait_for(timeout=30_000)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=IMAGES / "channels-running.png")
+    finished(page)
+    page.get_by_role("button", name="Prune", exact=True).click()
+    finished(page)
+    page.get_by_text("Done").first.wait_for()
+    for theme in ("light", "dark"):
+        page.wait_for_timeout(4000)
+        page.screenshot(path=IMAGES / f"channels-{theme}.png")
+        page.get_by_role("button", name="Toggle theme").click()
+    page.get_by_role("button", name="Decomposition").click()
+    page.get_by_role("button", name="Dry run").click()
+    page.get_by_text("the table says why").wait_for(timeout=120_000)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=IMAGES / "decomposition.png")
+    page.get_by_role("tab", name="Export").click()
+    page.wait_for_timeout(8000)
+    page.screenshot(path=IMAGES / "before-after.png")
+
+
 def own_model(page: Any) -> None:
     page.get_by_role("button", name="Open a project").click()
     page.get_by_role("button", name="Upload files").wait_for()
@@ -112,6 +142,8 @@ def main() -> None:
             page.goto(f"{address}/apps?project={LINEAR_PROJECT}")
             formats(page)
             own_model(page)
+            page.goto(f"{address}/apps?project={PRUNED_PROJECT}")
+            smaller(page)
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGKILL)
