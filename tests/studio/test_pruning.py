@@ -400,5 +400,9 @@ def test_a_search_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.loss == "the mean square of the output" and found.samples == 8
     assert {plan.removed.get("stem", 0) for plan in found.plans} <= {0, 16, 32, 48}
     assert all("head" not in plan.removed for plan in found.plans)  # it has 12 channels only
+    assert found.notes({"head": 0.5}) == {
+        "head": "its 12 channels stay because of the alignment to 16"
+    }
+    assert found.notes({"head": 0.01}) == {"head": "0.01 of 12 channels rounds to none"}
     assert json.loads(json.dumps(found.table.to_json()))["groups"]
     session.dispose()

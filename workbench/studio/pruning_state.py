@@ -94,16 +94,18 @@ class PruningState:
     def notes(self, ratios: Mapping[str, float]) -> dict[str, str]:
         """Of layers that are given a ratio and lose nothing all the same: why."""
         found = {name: self.blocked[name] for name in ratios if name in self.blocked}
-        counts = self.table.counts(ratios, aligned=self.aligned)
-        for group, count in zip(self.table.groups, counts, strict=True):
-            if count:
+        for group in self.table.groups:
+            if group.count(ratios, aligned=self.aligned):
                 continue
+            alone = group.count(ratios, aligned=False)
             missing = [name for name in group.producers if not ratios.get(name)]
             for name in group.producers:
                 if name not in ratios or name in found:
                     continue
                 if missing:
                     found[name] = f"its channels go with those of {', '.join(missing)}: off"
+                elif alone:
+                    found[name] = f"its {group.size} channels stay because of the alignment to 16"
                 else:
                     found[name] = f"{ratios[name]:g} of {group.size} channels rounds to none"
         return found
