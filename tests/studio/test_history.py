@@ -63,6 +63,29 @@ def test_a_training_shows_the_network_it_made_once(project: Project) -> None:
     )  # fmt: skip
 
 
+def test_a_smaller_model_is_listed_and_its_project_is_never_deleted(
+    project: Project, tmp_path: Path
+) -> None:
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    facts = {
+        "name": "smaller", "folder": str(smaller), "metric": [0.98, 0.97], "bytes": [400, 300],
+        "parameters": [100, 75], "macs": [10, 5], "seconds": 2.5,
+    }  # fmt: skip
+    tried = case.add_job(project, "decompose", dry_run=True)
+    project.store.put(shrunk=facts)
+    job = case.add_job(project, "prune")
+    for one, kind in ((tried, "decompose"), (job, "prune")):
+        remember(project.store, one, kind)
+    session = Session(project)
+    row = session.history().iloc[-1]
+    assert keys(session) == [f"job {job}"], "what was only tried leaves nothing"
+    assert (row["metric"], row["size"], row["seconds"]) == (0.97, 300, 2.5)
+    assert row["loss"] == pytest.approx(0.01)
+    assert session.delete([f"job {job}"]).files == ()
+    assert smaller.exists()
+
+
 def test_two_rows_of_any_kind_side_by_side(project: Project) -> None:
     first, second, *_ = names(project)
     trial = case.add_trial(project, case.add_job(project, "search"), (first,), 0.9)

@@ -99,7 +99,7 @@ class HistoryTab(View):
             self.watch(control, self.refill, "value")
         self.watch(
             session, self.reload,
-            "trials", "job", "exports", "training", "quantized", "deletions", "summary",
+            "trials", "job", "exports", "training", "quantized", "shrunk", "deletions", "summary",
         )  # fmt: skip
         self.reload()
 

@@ -33,6 +33,8 @@ def row_kinds() -> dict[str, str]:
         "export": _("export"),
         "train": _("training"),
         "quantize": _("quantised folder"),
+        "prune": _("pruning"),
+        "decompose": _("decomposition"),
     }
 
 
@@ -89,7 +91,7 @@ def history_frame(table: pd.DataFrame, metric_name: str) -> pd.DataFrame:
             "size": formats.size(row["size"]),
             "bops": formats.bit_operations(row["bops"]),
             "n_float": count(row["n_float"]),
-            "seconds": formats.duration(row["seconds"]),
+            "seconds": seconds_text(row["seconds"]),
             "details": details(row),
         }
         for row in table.to_dict("records")
@@ -102,6 +104,10 @@ def moment(seconds: float) -> str:
     if not seconds:
         return formats.UNKNOWN
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else formats.duration(seconds)
 
 
 def count(value: float) -> str:
@@ -120,6 +126,8 @@ def details(row: Mapping[str, Any]) -> str:
             for name, title in named.items()
             if asked.get(name) is not None
         )
+    if row["kind"] in ("prune", "decompose") and row["facts"]:
+        return _("project {name}").format(name=row["facts"]["name"])
     if row["kind"] in RESULTS:
         return ", ".join(path.replace("\\", "/").rpartition("/")[2] for path in row["files"])
     if row["kind"] == "float":
@@ -140,6 +148,8 @@ def row_details(row: Mapping[str, Any], metric_name: str) -> str:
         gone = {file.path for file in result.files} - set(row["files"])
         return text + export_result(result, metric_name, gone=gone)
     lines = _trial_lines(row) if row["kind"] not in RESULTS else _asked_lines(row["asked"])
+    if row["kind"] in ("prune", "decompose") and row["facts"]:
+        lines = [*_shrunk_lines(row["facts"]), *lines]
     body = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in lines
     )
@@ -156,6 +166,17 @@ def _trial_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if row["share"] == row["share"] and row["share"] < 1:
         lines.append((_("samples evaluated"), f"{100 * row['share']:.1f} %"))
     return lines
+
+
+def _shrunk_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    pairs = (
+        (_("parameters"), "parameters", formats.count), ("MAC", "macs", formats.count),
+        (_("size"), "bytes", formats.size),
+    )  # fmt: skip
+    return [
+        (title, " → ".join(text(float(value)) for value in facts[key]))
+        for title, key, text in pairs
+    ]
 
 
 def _asked_lines(asked: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -112,7 +112,7 @@ class NewProject:
         )
         self.name = pmui.TextInput(label=_("name"), size="small", width=300)
         self.create = pmui.Button(label=_("Create project"), size="small", variant="contained")
-        self.upload = UploadButton(self._arrived)
+        self.upload = UploadButton(self._arrived, margin=(0, 0, 12, 0))
         self.said = ThemedHTML()
         self.create.on_click(self._create)
         self.model.param.watch(self._model_chosen, "value")

@@ -19,7 +19,7 @@ class PictureSettings:
     """``row`` is shown for folders only; ``propose`` fills it for a model."""
 
     def __init__(self) -> None:
-        size: dict[str, Any] = {"start": 0, "end": 8192, "value": 0, "size": "small", "width": 160}
+        size: dict[str, Any] = {"start": 0, "end": 8192, "value": 0, "size": "small", "width": 230}
         self.resize = pmui.IntInput(label=_("shorter side, pixels (0: as it is)"), **size)
         self.crop = pmui.IntInput(label=_("cut from the middle (0: all)"), **size)
         titles = (

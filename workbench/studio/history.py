@@ -18,7 +18,10 @@ from workbench.studio.project import Project
 from workbench.studio.store import Store, put_meta
 from workbench.studio.training_state import METHODS
 
-RESULTS: Mapping[str, str] = {"export": "exports", "train": "training", "quantize": "quantized"}
+RESULTS: Mapping[str, str] = {
+    "export": "exports", "train": "training", "quantize": "quantized",
+    "prune": "shrunk", "decompose": "shrunk",
+}  # fmt: skip
 """Kinds of job that are rows of the history, and the meta key each leaves its result under."""
 
 DELETIONS = "deletions"
@@ -51,7 +54,8 @@ def remember(store: Store, job: int, kind: str) -> None:
     """
     key = RESULTS.get(kind)
     facts = store.get(key) if key else None
-    if facts is None:
+    args = store.connection.execute("SELECT args FROM jobs WHERE id = ?", (job,)).fetchone()
+    if facts is None or not _leaves_result(json.loads(args[0])):
         return
     if kind == "export" and facts.get("method", "ptq") == "ptq":
         facts = {**facts, "config_hash": store.get("record_hash") or ""}
@@ -61,8 +65,13 @@ def remember(store: Store, job: int, kind: str) -> None:
         )
 
 
+def _leaves_result(args: Mapping[str, Any]) -> bool:
+    """A decomposition that is only tried out makes nothing."""
+    return not args.get("dry_run")
+
+
 def read_history(store: Store, trials: pd.DataFrame) -> pd.DataFrame:
-    """One row a trial, export, training or quantised folder, in the order of time.
+    """One row a trial, export, training, quantised folder or smaller model, in order of time.
 
     ``trials``: the session's. ``key`` names a row ("trial 3", "job 12"); ``kind`` is the trial's
     or the job's; figures are as in ``trials``, NaN where there is none. A training has the figures
@@ -87,7 +96,7 @@ def read_history(store: Store, trials: pd.DataFrame) -> pd.DataFrame:
         else:
             found.append(((job, place), _trial(row, kinds.get(job, ""), times.get(job, 0.0))))
     for number, kind, state, args, started, ended, error, facts, deleted in rows:
-        if kind in RESULTS and not deleted:
+        if kind in RESULTS and not deleted and _leaves_result(json.loads(args)):
             entry = _base(f"job {number}", kind, int(number), int(number), kind, started, state)
             entry["seconds"] = float(ended - started) if ended and started else math.nan
             entry["asked"] = json.loads(args)
@@ -181,7 +190,22 @@ def _quantize(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_READERS = {"export": _export, "train": _train, "quantize": _quantize}
+def _shrink(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The smaller model is a project of its own: its files are no part of this one."""
+    before, metric = (float(value) for value in facts["metric"])
+    return {
+        "metric": metric,
+        "loss": before - metric,
+        "size": float(facts["bytes"][1]),
+        "seconds": float(facts["seconds"]),
+        "facts": facts,
+    }
+
+
+_READERS = {
+    "export": _export, "train": _train, "quantize": _quantize,
+    "prune": _shrink, "decompose": _shrink,
+}  # fmt: skip
 
 
 # -- deleting -------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class HistoryControl:
     """The table of all that was run; what can be done with its rows; the report."""
 
     def history(self: Remembering) -> pd.DataFrame:
-        """One row a trial, export, training or quantised folder of the project, oldest first.
+        """One row a trial, export, training, quantised folder or smaller model, oldest first.
 
         ``key`` names a row for the other calls; the figures are as in ``trials``.
         """
