@@ -406,3 +406,25 @@ def test_a_search_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.notes({"head": 0.01}) == {"head": "0.01 of 12 channels rounds to none"}
     assert json.loads(json.dumps(found.table.to_json()))["groups"]
     session.dispose()
+
+
+def test_a_model_that_onnx_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its speed is not known, and all else is as usual."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("no such operator")
+
+    monkeypatch.setattr("workbench.studio.pruning.to_onnx", refuse)
+    monkeypatch.setattr("workbench.studio.shrinking.to_onnx", refuse)
+    session = open_wide(tmp_path)
+    session.search_pruning(sensitivity="l2")
+    assert math.isnan(state_of(session).plan_for(2.0).latency_ms)
+    session.use_plan(1.5)
+    session.prune()
+    assert session.shrunk is not None and session.shrunk.onnx == ("", "")
+    assert math.isnan(session.shrunk.latency_ms[0]) and session.shrunk.macs[1] > 0
+    notices = session.project.store.connection.execute(
+        "SELECT payload FROM events WHERE kind = 'Notice'"
+    ).fetchall()
+    assert sum("no such operator" in row[0] for row in notices) == 2
+    session.dispose()

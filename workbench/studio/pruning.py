@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from workbench.engine.algorithms.channel_choice import lowest
 from workbench.engine.analysis.channel_sensitivity import taylor_sensitivity
-from workbench.engine.errors import WrongState
+from workbench.engine.errors import Cancelled, WrongState
 from workbench.engine.events import Notice, Progress
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
@@ -211,24 +211,39 @@ def _timed(
 ) -> tuple[PrunePlan, tuple[PrunePlan, ...]]:
     """The original and some of the plans with their milliseconds in ONNX Runtime."""
     wanted = [i for i, plan in enumerate(plans) if plan.target in MEASURED and plan.removed]
-    source, threads = run.source, run.workspace.project.settings.threads
-    with tempfile.TemporaryDirectory(dir=run.workspace.project.folder, prefix=".prune-") as folder:
-        models = {"original": _in_onnx(run.workspace.capture(), Path(folder) / "original", threads)}
-        for done, i in enumerate(wanted):
-            run.cancel.check()
-            run.report(Progress("Making the models", done, len(wanted) + 1))
-            settings = {n: ChannelPrune(r, False) for n, r in plans[i].ratios.items()}
-            smaller = prune_channels(
-                source.model, captured, PruneConfig(settings), cancel=run.cancel
-            ).model.eval()
-            graph = capture(smaller, source.example)
-            models[str(i)] = _in_onnx(graph, Path(folder) / str(i), threads)
-        found = latencies(models, source.evaluation[0].inputs, cancel=run.cancel)
+    try:
+        found = _milliseconds(run, captured, [(i, plans[i]) for i in wanted])
+    except (Cancelled, OSError):
+        raise
+    except (
+        Exception
+    ) as error:  # exporter and runtime raise many kinds; the plans stand all the same
+        run.report(Notice(f"The speed could not be measured in ONNX Runtime: {error}"[:300]))
+        return original, plans
     timed = [
         replace(plan, latency_ms=found[str(i)][0]) if str(i) in found else plan
         for i, plan in enumerate(plans)
     ]
     return replace(original, latency_ms=found["original"][0]), tuple(timed)
+
+
+def _milliseconds(
+    run: Run, captured: Captured, wanted: Sequence[tuple[int, PrunePlan]]
+) -> dict[str, tuple[float, float]]:
+    """Of the original and each plan, by its number as text."""
+    source, threads = run.source, run.workspace.project.settings.threads
+    with tempfile.TemporaryDirectory(dir=run.workspace.project.folder, prefix=".prune-") as folder:
+        models = {"original": _in_onnx(run.workspace.capture(), Path(folder) / "original", threads)}
+        for done, (i, plan) in enumerate(wanted):
+            run.cancel.check()
+            run.report(Progress("Making the models", done, len(wanted) + 1))
+            settings = {n: ChannelPrune(r, False) for n, r in plan.ratios.items()}
+            smaller = prune_channels(
+                source.model, captured, PruneConfig(settings), cancel=run.cancel
+            ).model.eval()
+            graph = capture(smaller, source.example)
+            models[str(i)] = _in_onnx(graph, Path(folder) / str(i), threads)
+        return latencies(models, source.evaluation[0].inputs, cancel=run.cancel)
 
 
 def _in_onnx(captured: Captured, path: Path, threads: int) -> OrtModel:

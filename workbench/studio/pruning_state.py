@@ -160,8 +160,9 @@ class Shrunk:
 
     ``kind``: prune or decompose. ``folder`` is the new project's, ``base`` the other one's. Pairs
     are (before, after): the float metric, parameters, bytes, MACs, milliseconds in ONNX Runtime.
-    ``onnx``: float files, before and after, in the new project. ``layers``: what became of each
-    layer: a number of channels that went, or a rank. ``notes``: why others stay as they are.
+    ``onnx``: float files, before and after, in the new project, empty if ONNX cannot hold them.
+    ``layers``: what became of each layer: a number of channels that went, or a rank. ``notes``: why
+    others stay as they are.
     ``asked``: what ``log.py`` needs to do it again.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from workbench.engine.errors import WorkbenchError, WrongValue
+from workbench.engine.errors import Cancelled, WorkbenchError, WrongValue
+from workbench.engine.events import Notice
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.files.atomic import make_parents
@@ -113,24 +115,22 @@ def make_project(
     report.stage("evaluating the smaller model")
     metric = source.metric(model, source.evaluation, on_event=report, cancel=run.cancel)
     report.stage("writing the float files")
-    captured = capture(model, source.example, on_event=report)
-    names = {"before": "before_float_model.onnx", "after": f"{target.name}_float_model.onnx"}
-    exports = staging / "exports"
-    exports.mkdir(mode=0o750)
-    for key, graph in (("before", run.workspace.capture()), ("after", captured)):
-        run.cancel.check()
-        save_onnx(to_onnx(graph, None), str(exports / names[key]), suffix=".external")
-    report.stage("measuring the speed")
-    threads = base.settings.threads
-    runnable = {key: OrtModel(exports / name, threads=threads) for key, name in names.items()}
-    speed = latencies(runnable, source.evaluation[0].inputs, cancel=run.cancel)
+    before, after = run.workspace.capture(), capture(model, source.example, on_event=report)
+    files = (
+        staging / "exports" / "before_float_model.onnx",
+        staging / "exports" / f"{target.name}_float_model.onnx",
+    )
+    speed = _measured(run, before, after, files)
+
+    def in_target(path: Path) -> str:
+        return str(target / path.relative_to(staging)) if path.exists() else ""
+
     _write_weights(model, staging / WEIGHTS)
     _copy_steps(base, staging)
     settings = _settings(base, target.name, staging)
     steps = [*base.source.steps, step.kind]
     arguments = {**settings.source.arguments, "steps": steps}
     settings = replace(settings, source=replace(settings.source, arguments=arguments))
-    before, after = run.workspace.capture(), captured
     found = Shrunk(
         kind=step.kind,
         name=target.name,
@@ -141,8 +141,8 @@ def make_project(
         parameters=(_parameters(source.model), _parameters(model)),
         bytes=(_bytes(source.model), _bytes(model)),
         macs=(_macs(before), _macs(after)),
-        latency_ms=(speed["before"][0], speed["after"][0]),
-        onnx=(str(target / "exports" / names["before"]), str(target / "exports" / names["after"])),
+        latency_ms=speed,
+        onnx=(in_target(files[0]), in_target(files[1])),
         layers=dict(step.layers),
         notes=dict(step.notes),
         asked=dict(step.asked),
@@ -152,6 +152,27 @@ def make_project(
     project.store.put(origin=as_stored(found))
     project.close()
     return found
+
+
+def _measured(
+    run: Run, before: Captured, after: Captured, files: tuple[Path, Path]
+) -> tuple[float, float]:
+    """Write both as float files; their milliseconds. What ONNX cannot hold is said, and is NaN."""
+    threads, inputs = run.workspace.project.settings.threads, run.source.evaluation[0].inputs
+    files[0].parent.mkdir(mode=0o750)
+    try:
+        for path, graph in zip(files, (before, after), strict=True):
+            run.cancel.check()
+            save_onnx(to_onnx(graph, None), str(path), suffix=".external")
+        run.report.stage("measuring the speed")
+        runnable = {path.name: OrtModel(path, threads=threads) for path in files}
+        speed = latencies(runnable, inputs, cancel=run.cancel)
+    except (Cancelled, OSError):
+        raise
+    except Exception as error:  # exporter and runtime raise many kinds; the model itself is whole
+        run.report(Notice(f"The float files could not be compared in ONNX Runtime: {error}"[:300]))
+        return math.nan, math.nan
+    return speed[files[0].name][0], speed[files[1].name][0]
 
 
 def finish(run: Run, found: Shrunk) -> None:
