@@ -142,8 +142,9 @@ class TrainingControl:
         """Give the project's model the weights of the last training, or those of a file.
 
         For 'finetune' and 'sparse'; from then on they are its float weights, and everything is
-        measured anew. ``take_back_weights`` undoes it, trials and exports included. ``path``: a state dict of the same model,
-        ``.safetensors`` or what ``torch.save(model.state_dict(), path)`` wrote.
+        measured anew. ``take_back_weights`` undoes it, trials and exports included. ``path``: a
+        state dict of the same model, ``.safetensors`` or what ``torch.save(model.state_dict(),
+        path)`` wrote.
         """
         target = None if path is None else os.path.abspath(os.fspath(path))
         self.start("weights", wait=wait, path=target, back=False)
