@@ -32,6 +32,12 @@ def test_crosses_stand_where_the_channel_stands_after_sorting():
     assert list(zip(crosses.x, crosses.y, strict=True)) == [(1, "a"), (2, "a")]
 
 
+def test_names_that_look_like_numbers_are_names():
+    heat = channel_sensitivity_chart({"2.0": [1.0], "2.1": [1.0], "10": [1.0]})
+    assert heat.layout.yaxis.type == "category"
+    assert channel_plan_chart({"2.0": 1, "10": 1}, {}).layout.xaxis.type == "category"
+
+
 def test_a_number_means_the_least_sensitive_channels():
     crosses = channel_sensitivity_chart({"a": [4.0, NAN, 3.0, 1.0, 2.0]}, {"a": 2}).data[1]
     assert list(crosses.x) == [2, 3], "4 and 3 stay, and what has no value is no candidate"

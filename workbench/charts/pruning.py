@@ -20,7 +20,7 @@ _LOWEST, _HIGHEST = -3.0, -1.0
 _NAMED_BARS = 60
 """Above this many layers their names would overlap."""
 
-_WIDE = 160
+_WIDE = 80
 """Above this many channels in a row, gaps between them hide them and crosses run together."""
 
 
@@ -102,6 +102,7 @@ def channel_sensitivity_chart(
         margin={"l": 20 + 7 * max(map(len, labels)), "r": 16, "t": 12, "b": 40}, showlegend=False
     )
     figure.update_yaxes(
+        type="category",  # a layer's name may look like a number
         autorange="reversed",
         categoryorder="array",
         categoryarray=names,
@@ -178,6 +179,7 @@ def channel_plan_chart(
             font={"size": 12, "color": colours.text},
         )
     figure.update_yaxes(title_text=_("channels"))
+    figure.update_xaxes(type="category")
     if len(names) <= _NAMED_BARS:
         figure.update_xaxes(
             tickvals=names, ticktext=tick_names(names), tickangle=-40 if len(names) > 8 else 0
