@@ -43,6 +43,15 @@ def _plotly_css() -> str:
     )
 
 
+def _words() -> dict[str, Any]:
+    """The titles of plotly's own buttons, as a locale of its configuration."""
+    words = {
+        "Zoom": _("zoom"), "Box Select": _("select in a box"), "Zoom in": _("zoom in"),
+        "Zoom out": _("zoom out"), "Reset axes": _("show all of it"),
+    }  # fmt: skip
+    return {"locale": "reader", "locales": {"reader": {"dictionary": words}}}
+
+
 class Plot(JSComponent):
     """Shows one figure; ``draw`` replaces it. Both it and its figures can be downloaded.
 
@@ -71,6 +80,7 @@ class Plot(JSComponent):
     ) -> None:
         params.setdefault("sizing_mode", "stretch_width")
         params.setdefault("margin", 0)
+        params["config"] = {**params.get("config", _QUIET), **_words()}
         super().__init__(
             height=height,
             stylesheets=[_plotly_css(), VARIABLES, _CSS],
