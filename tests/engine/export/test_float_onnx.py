@@ -349,7 +349,7 @@ def test_inputs_bear_the_forwards_names_and_sizes_leave_no_shape_nodes():
     assert operators(made) == ["Reshape", "Gemm", "Add"]
 
 
-def test_names_and_axes():
+def test_names_and_axes(caplog):
     captured = capture(settle(Sizes()), (torch.randn(1, 3, 2, 2), torch.randn(1, 4)))
     made = to_onnx(
         captured, None, input_names=["a", "b"], output_names=["y"], dynamic_axes={"a": {0: "n"}}
@@ -357,6 +357,11 @@ def test_names_and_axes():
     assert [value.name for value in made.graph.inputs] == ["a", "b"]
     assert [value.name for value in made.graph.outputs] == ["y"]
     assert [str(value.shape[0].value) for value in made.graph.inputs] == ["n", "n"]
+    assert caplog.messages == []
+    made = to_onnx(captured, None, dynamic_axes={"a": {0: "n"}})
+    assert [str(value.shape[0].value) for value in made.graph.inputs] == ["batch", "batch"]
+    (message,) = caplog.messages
+    assert message.startswith("dynamic_axes['a']: no input or output has this name; there are ima")
     for wrong in ({"input_names": [1]}, {"output_names": ["a", "b"]}, {"input_names": ["a", "a"]}):
         with pytest.raises(WrongState):
             to_onnx(captured, None, **wrong)

@@ -673,8 +673,9 @@ def test_the_users_optimiser_is_a_template(
 
     template = Kept(own, lr=0.02, momentum=0.7)
     distill(golden, copy.deepcopy(golden_student), golden_file, loader(X), optimizer=template)
-    assert len(built) == 1 + 4
-    for optimizer in built[1:]:
+    # The template, one that shows what reaches the groups, and one for each group.
+    assert len(built) == 2 + 4
+    for optimizer in built[2:]:
         weights, clips = optimizer.param_groups
         assert (weights["lr"], weights["momentum"]) == (0.02, 0.7)
         # The range decides: 0.1 for bounds of 6 and more.
@@ -895,6 +896,67 @@ def test_an_own_learning_rate_beside_an_optimiser_is_said(
             optimizer=sgd,
         )
     assert "lr=1 is ignored" in caplog.text
+    assert "do not reach" not in caplog.text
+
+
+def test_settings_of_an_optimiser_that_reach_no_group_are_said(
+    golden: nn.Module,
+    golden_file: str,
+    golden_student: nn.Module,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Narrow(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float = 1e-3, **kw: Any) -> None:
+            super().__init__(params, lr=lr, **kw)
+
+    groups = [{"params": [nn.Parameter(torch.ones(1))]} for _ in range(2)]
+    groups[0]["weight_decay"] = 0.5  # type: ignore[assignment]
+    template = Narrow(groups, momentum=0.7)
+    with caplog.at_level(logging.WARNING):
+        distill(
+            golden, copy.deepcopy(golden_student), golden_file, loader(X[:8]), optimizer=template
+        )
+    assert (
+        "do not reach the groups: momentum=0.7, weight_decay=0.5 of its parameter group, "
+        "1 more parameter groups"
+    ) in caplog.text
+    # The reference takes its learning rate alone.
+    sgd = torch.optim.SGD(groups[0]["params"], lr=0.1, momentum=0.7)
+    assert Rates(1e-3, sgd, compat=True).ignored() == ["momentum=0.7"]
+    assert Rates(1e-3, sgd).ignored() == Rates(1e-3).ignored() == []
+    adam = torch.optim.AdamW(groups[0]["params"], lr=0.1, betas=(0.5, 0.9))
+    assert Rates(1e-3, adam).ignored() == []
+
+
+@pytest.mark.parametrize("cache", ["auto", "none"])
+def test_batches_that_the_model_does_not_take_are_named(
+    golden: nn.Module, golden_file: str, golden_student: nn.Module, cache: Any
+) -> None:
+    rows = [X[:8], X[:8, :2]]
+    batches: Any = DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError,
+        match=r"train_loader: the model does not take batch 1: x \[8, 2, 8, 8\]; "
+        r"create_distill_model was given x \[2, 3, 8, 8\] \(Given groups=1",
+    ) as caught:
+        distill(golden, copy.deepcopy(golden_student), golden_file, batches, cache=cache)
+    assert isinstance(caught.value, WorkbenchError)
+
+
+def test_another_network_as_teacher_is_found_before_any_work(
+    golden: nn.Module, golden_file: str, golden_student: nn.Module
+) -> None:
+    class Untouched(torch.utils.data.IterableDataset[Tensor]):
+        def __iter__(self) -> Any:
+            raise AssertionError("the loader was read")
+
+    other = copy.deepcopy(golden)
+    inner = next(name for name, module in other.named_modules() if isinstance(module, nn.Linear))
+    layer = other.get_submodule(inner)
+    wider = nn.Linear(layer.in_features, layer.out_features + 1)
+    other.set_submodule(inner, wider)
+    with pytest.raises(RuntimeError, match=rf"different networks: {inner}\.weight is \["):
+        distill(other, golden_student, golden_file, DataLoader(Untouched()))
 
 
 # --- interruptions, processes ------------------------------------------------------------------

@@ -201,8 +201,12 @@ def _convert_layer(found: _Converted, names: Names, node: ir.Node) -> None:
     if not any(quantised):
         return
     if not all(quantised):
-        part = "weight" if quantised[0] else "input"
-        raise Unfit(f"its {part} has no Q/DQ pair, which the other has")
+        if quantised[0]:
+            raise Unfit("its weight has no Q/DQ pair, which its input has")
+        raise Unfit(
+            "its input has no Q/DQ pair, which its weight has; of a layer that was exported before "
+            "its clip bounds were found: run batches through the model first, then export it"
+        )
     before = dynamic_input(data)
     constant = constant_input(weight)
     axis = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0 else 1

@@ -77,9 +77,9 @@ def to_onnx(
     clean(model)
     _name_nodes(model, scopes, layers, taps)
     complete_outputs(model)
-    _name_batch(model, dynamic_axes)
     _rename(model.graph.inputs, input_names, "input_names")
     _rename(model.graph.outputs, output_names, "output_names")
+    _name_batch(model, dynamic_axes)
     common.ClearMetadataAndDocStringPass()(model)
     model.producer_name = "compression-workbench"
     model.producer_version = None
@@ -270,7 +270,15 @@ def _name_batch(model: ir.Model, dynamic_axes: DynamicAxes | None) -> None:
         batch_axes.update(dynamic)
         if symbol is None and dynamic:
             symbol = str(sizes[dynamic[0]])
+    known = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
     for name, axes in (dynamic_axes or {}).items():
+        if name not in known:
+            logger.warning(
+                "dynamic_axes[%r]: no input or output has this name; there are %s.",
+                name,
+                ", ".join(known),
+            )
+            continue
         if isinstance(axes, Mapping):
             named = next((axes[axis] for axis in sorted(batch_axes) if axis in axes), named)
         fixed = [axis for axis in axes if axis not in batch_axes]

@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from workbench.engine.events import CancelToken, Notice, OnEvent, check, emit
 from workbench.engine.files.atomic import ensure_writable, write_text
@@ -129,5 +129,10 @@ def create_distill_model(
     raise_problems(problems, source=config_file)
     student = make_student(inner, captured, config, compat=compat)
     norms = {pair.conv: pair.bn for pair in plan_folding(captured, sync=True).pairs}
-    StudentRanges(captured.taps, input_names(captured), norms).attach(student)
+    shapes = tuple(
+        tuple(value.shape)
+        for value in (*captured.args, *captured.kwargs.values())
+        if isinstance(value, Tensor)
+    )
+    StudentRanges(captured.taps, input_names(captured), norms, shapes).attach(student)
     return wrapped_like(model, student)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
+from workbench.engine.flows.distill_ranges import ranges_of
+from workbench.engine.flows.distill_sample import naming_batch
 from workbench.engine.flows.distill_store import TensorStore, settled
 from workbench.engine.flows.layer_data import collect_inputs
 from workbench.engine.flows.training_data import device_of, to_device
@@ -290,9 +292,10 @@ class RecomputedBlocks:
         chains, inputs = self._chains, model_batch(self._store, batch)
         name = chains.names[self._group][0]
         there = to_device(inputs, device_of(chains.teacher_model))
-        teacher = settled(group_input(chains.teacher_model, name, there))
+        with naming_batch(batch, inputs, ranges_of(chains.student_model)):
+            teacher = settled(group_input(chains.teacher_model, name, there))
+            target = self._teacher.target(self._group, teacher).to(chains.device)
         student = settled(group_input(chains.student_model, name, inputs))
-        target = self._teacher.target(self._group, teacher).to(chains.device)
         teacher = teacher.to(chains.device)
         chosen = choose_input(teacher, student)
         return Block(teacher if chosen else student, settled(target), chosen)
@@ -326,8 +329,9 @@ def calibrate(
     """``count`` forwards of the student: they find the ranges of its activations."""
     for number in range(count):
         check(cancel)
-        with torch.no_grad():
-            student(*model_batch(store, number % batches))
+        batch = model_batch(store, number % batches)
+        with torch.no_grad(), naming_batch(number % batches, batch, ranges_of(student)):
+            student(*batch)
         emit(on_event, Progress("calibrate", number + 1, count))
 
 

@@ -16,6 +16,8 @@ from workbench.engine.errors import WrongState
 from workbench.engine.flows.distill_student import student_layers
 from workbench.engine.modules.qat.quantisers import mean_over_ranks
 
+_SHOWN = 5
+
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
@@ -45,6 +47,27 @@ def written_back(student: nn.Module) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def require_same_network(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise ``WrongState`` listing the teacher's parameters that the student has not, or others."""
+    own = dict(student.named_parameters(remove_duplicate=False))
+    wrong = []
+    for name, parameter in teacher.named_parameters(remove_duplicate=False):
+        if name not in own:
+            wrong.append(f"{name} is missing in the student")
+        elif own[name].shape != parameter.shape:
+            wrong.append(
+                f"{name} is {list(parameter.shape)} in the teacher, {list(own[name].shape)} in the "
+                "student"
+            )
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise WrongState(
+            f"model and compress_model are different networks: {'; '.join(wrong[:_SHOWN])}{more}",
+            where="distill()",
+            hint="Give the student that create_distill_model made of this model.",
+        )
 
 
 def require_equal_lengths(batches: int, device: torch.device) -> None:

@@ -56,6 +56,26 @@ class Rates:
             ) from error
         return optimizer
 
+    def ignored(self) -> list[str]:
+        """Settings of the template that the optimisers of the groups do not take over."""
+        if self.template is None:
+            return []
+        built = self.build([{"params": [torch.zeros(1, 1, requires_grad=True)]}])
+        given = self.template.defaults
+        lost = [
+            f"{key}={value}"
+            for key, value in given.items()
+            if key != "lr" and repr(built.defaults.get(key)) != repr(value)
+        ]
+        first, *others = self.template.param_groups
+        own = [
+            f"{key}={first[key]} of its parameter group"
+            for key in given.keys() - {"lr"}
+            if repr(first.get(key)) != repr(given[key])
+        ]
+        more = [f"{len(others)} more parameter groups"] if others else []
+        return lost + sorted(own) + more
+
 
 class GroupOptimiser:
     """Steps the parameters of a group's modules.

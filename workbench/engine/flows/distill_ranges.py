@@ -21,12 +21,14 @@ _ATTRIBUTE = "workbench_ranges"
 class StudentRanges:
     """Belongs to a student. ``norms``: layer -> the batch norm that is folded into it.
 
+    ``inputs``: names, and ``shapes`` those of the example inputs that the student was made with.
     ``found`` is empty until the student was distilled in this process.
     """
 
     taps: tuple[Tap, ...]
     inputs: tuple[str, ...]
     norms: Mapping[str, str]
+    shapes: tuple[tuple[int, ...], ...] = ()
     found: dict[str, TensorRange] = field(default_factory=dict)
 
     @torch.no_grad()

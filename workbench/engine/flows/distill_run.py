@@ -35,6 +35,7 @@ from workbench.engine.flows.distill_models import (
     average_clips,
     in_eval_mode,
     require_equal_lengths,
+    require_same_network,
     written_back,
 )
 from workbench.engine.flows.distill_optimiser import Rates, trainable
@@ -43,6 +44,7 @@ from workbench.engine.flows.distill_sample import (
     DistillSampleBase,
     ModelSingleTensorInput,
     model_inputs,
+    naming_batch,
 )
 from workbench.engine.flows.distill_store import TensorStore
 from workbench.engine.flows.distill_student import (
@@ -141,10 +143,13 @@ def distill(
     compat = resolve_compat(config_file, compat)
     if student.training:
         log.warning("the student is in training mode; it is distilled in eval mode")
+    rates = Rates(float(lr), optimizer, compat)
+    if ignored := rates.ignored():
+        log.warning("the optimizer's settings that do not reach the groups: %s", ", ".join(ignored))
     settings = GroupSettings(
         epochs=int(epochs),
         loss=loss or nn.MSELoss(),
-        rates=Rates(float(lr), optimizer, compat),
+        rates=rates,
         keep_best=keep_best,
         joint=isinstance(compress_model, DistributedDataParallel),
         seed=seed,
@@ -285,6 +290,7 @@ class _Run:
                     where=self._chains.title(group),
                     hint="Leave the group out, or set requires_grad of what shall learn.",
                 )
+        require_same_network(self._chains.teacher_model, self._chains.student_model)
 
     def _capture(self, loader: DataLoader[Any]) -> tuple[BlockSource, int]:
         """Read the loader once: the model's inputs, and unless ``none`` what the groups see."""
@@ -296,7 +302,8 @@ class _Run:
             inputs = model_inputs(self._options.sampler, item, self._chains.device)
             keep_model_batch(self._store, inputs)
             if captured is not None and self._chains.names:
-                size = captured.capture(model_batch(self._store, batches), first=not batches)
+                with naming_batch(batches, inputs, ranges_of(self._chains.student_model)):
+                    size = captured.capture(model_batch(self._store, batches), first=not batches)
                 if not batches and not self._room_for(size * total):
                     captured = None
                     self._forget(len(self._chains.names))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.engine.errors import WrongState, WrongValue
+from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
+from workbench.engine.flows.distill_ranges import StudentRanges
 from workbench.engine.flows.training_data import to_device
 
 
@@ -54,3 +57,34 @@ def model_inputs(
         )
     on_device: tuple[Tensor, ...] = to_device(inputs, device)
     return on_device
+
+
+@contextmanager
+def naming_batch(
+    number: int, inputs: tuple[Tensor, ...], student: StudentRanges | None
+) -> Iterator[None]:
+    """What a forward raises on a batch of the loader, as ``WrongValue`` with the batch's shapes.
+
+    Beside them are the names and shapes of the inputs that ``student`` was made with.
+    """
+    try:
+        yield
+    except (WorkbenchError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        names = student.inputs if student is not None else ()
+        shapes = [list(value.shape) for value in inputs]
+        wanted = ""
+        if student is not None and student.shapes:
+            wanted = f"; create_distill_model was given {_named(names, student.shapes)}"
+        raise WrongValue(
+            f"the model does not take batch {number}: {_named(names, shapes)}{wanted} "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+            where="train_loader",
+            hint="Give batches of the shape that the model takes, or a sampler that makes them so.",
+        ) from error
+
+
+def _named(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
+    titles = [*names, *(f"input {i}" for i in range(len(names), len(shapes)))]
+    return ", ".join(f"{title} {list(shape)}" for title, shape in zip(titles, shapes, strict=False))
