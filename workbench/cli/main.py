@@ -104,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.allow_code:
         os.environ["WORKBENCH_ALLOW_CODE"] = "1"
     if given.command != "serve":
+        # Results would come in the locale's language, between English lines.
+        os.environ["WORKBENCH_LANGUAGE"] = "en"
         return run_all(given)
     if given.home:
         os.environ["WORKBENCH_HOME"] = given.home
