@@ -5,6 +5,7 @@ from __future__ import annotations
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.opening import open_session
 from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec
+from workbench.studio.pruning_state import DecompositionState, PrunePlan, PruningState, Shrunk
 from workbench.studio.session import Session
 from workbench.studio.state import (
     Change,
@@ -19,6 +20,7 @@ from workbench.studio.state import (
 __all__ = [
     "Change",
     "DataSpec",
+    "DecompositionState",
     "ErrorText",
     "ExportResult",
     "ExportedFile",
@@ -27,7 +29,10 @@ __all__ = [
     "ParityLine",
     "Project",
     "ProjectSettings",
+    "PrunePlan",
+    "PruningState",
     "Session",
+    "Shrunk",
     "SourceSpec",
     "Summary",
     "open_session",
