@@ -129,6 +129,7 @@ def test_one_ratio_and_the_ratios_of_the_table(tab: PruneTab) -> None:
     tab.by.value = "uniform"
     assert (tab.target.visible, tab.ratio.visible) == (False, True)
     assert channels(tab)["stem"] == (6, 2)
+    assert "good first try" in tab.numbers.object
     tab.ratio.value = 2
     assert channels(tab)["stem"] == (4, 4)
     tab.by.value = "columns"

@@ -37,6 +37,13 @@ def test_outliers_in_times_of_the_median():
     assert list(outlier_chart(profiles, after=True).data[0].customdata[0][:3]) == [1.0, 2.0, 1.0]
 
 
+def test_names_that_look_like_numbers_are_names():
+    figure = weight_error_chart({"int8": (WeightError("2.0", "–/int8", 0.1),)})
+    assert figure.layout.xaxis.type == "category"
+    profile = ChannelProfile("2.0", np.ones(2), np.ones(2))
+    assert outlier_chart([profile]).layout.yaxis.type == "category"
+
+
 def test_before_and_after_smoothing():
     profile = ChannelProfile("a", np.array([1.0, 8.0]), np.array([0.5, 0.5]), np.array([1.0, 4.0]))
     before, after, weight_before, weight_after = smoothing_chart(profile).data

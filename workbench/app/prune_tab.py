@@ -20,6 +20,7 @@ from workbench.charts import channel_plan_chart, channel_sensitivity_chart
 from workbench.studio.pruning_state import PrunePlan, PruningState
 from workbench.studio.pruning_words import (
     coupled_advice,
+    first_try,
     measure_advice,
     plan_advice,
     plan_figures,
@@ -92,7 +93,7 @@ class PruneTab(View):
             pn.Row(
                 pn.Column(_title(_("Channels that stay")), self.plan, **row),
                 pn.Column(
-                    _title(_("How much each channel matters")),
+                    _title(_("How much each channel matters; those crossed out go")),
                     pn.Column(
                         self.heat, sizing_mode="stretch_width", height=HEIGHT, scroll=True,
                         margin=0, styles=scroll,
@@ -309,6 +310,8 @@ def numbers_html(pruning: PruningState, plan: PrunePlan, notes: dict[str, str]) 
             ).format(count=len(notes), name=name, reason=said(reason))
         )
     lines = "".join(f'<div class="wb-notice">{escape(line)}</div>' for line in advice)
+    if first_try(plan):
+        lines += f'<div class="wb-muted">{escape(first_try(plan))}</div>'
     return f'<dl class="wb-readouts" aria-live="polite">{cells}</dl>{lines}'
 
 

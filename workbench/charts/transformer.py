@@ -51,6 +51,7 @@ def weight_error_chart(
         )
     figure.update_layout(margin={"l": 64, "r": 16, "t": 30, "b": 116})
     figure.update_xaxes(
+        type="category",  # a layer's name may look like a number
         categoryorder="array",
         categoryarray=layers,
         tickvals=layers,
@@ -110,7 +111,10 @@ def outlier_chart(
     longest = max(len(_label(name)) for name in names)
     figure.update_layout(margin={"l": 20 + 6 * longest, "r": 16, "t": 12, "b": 40})
     figure.update_yaxes(
-        autorange="reversed", tickvals=names, ticktext=[_label(name) for name in names]
+        type="category",
+        autorange="reversed",
+        tickvals=names,
+        ticktext=[_label(name) for name in names],
     )
     figure.update_xaxes(title_text=_("input channel"))
     return figure

@@ -100,6 +100,16 @@ def plan_advice(state: PruningState, plan: PrunePlan) -> tuple[str, ...]:
     return tuple(found)
 
 
+def first_try(plan: PrunePlan) -> str:
+    """What to begin with when one ratio is given to all; empty for other plans."""
+    if plan.kind != "uniform":
+        return ""
+    return _(
+        "20 % is a good first try. A plan by target takes more where it costs less: for the same "
+        "cost it usually keeps more of the accuracy."
+    )
+
+
 def narrow_layers(state: PruningState) -> tuple[str, ...]:
     """Layers that could lose channels, but have no more than one block of 16."""
     return tuple(name for name, values in state.sensitivity.items() if len(values) <= NARROW)

@@ -14,6 +14,7 @@ from workbench.charts.spoken import said
 from workbench.charts.text import _
 from workbench.studio.pruning_words import (
     coupled_advice,
+    first_try,
     measure_advice,
     plan_advice,
     plan_figures,
@@ -165,7 +166,7 @@ class PruningPanel(SessionView):
             ]
             self.numbers.value = ""
         else:
-            words = [measure_advice(pruning), coupled_advice(pruning)]
+            words = [first_try(plan), measure_advice(pruning), coupled_advice(pruning)]
             self.numbers.value = plan_html(pruning, plan)
         lines = "<br>".join(html.escape(line) for line in words if line)
         self.note.value = f'<div class="wb-note">{lines}</div>'
