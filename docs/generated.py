@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 MARK = re.compile(r"<!-- generated: ([\w-]+) -->")
-REPEATED = ("help", "project", "json", "data", "metric", "allow_code")
 
 
 def commands() -> str:
@@ -20,15 +19,17 @@ def commands() -> str:
     top = parser()
     (choices,) = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     parts = []
+    over_projects = [one for name, one in choices.choices.items() if name != "serve"]
+    common = set.intersection(*({a.dest for a in one._actions} for one in over_projects))
     for name, one in choices.choices.items():
         help_text = next(a.help for a in choices._choices_actions if a.dest == name)
         usage = one.format_usage().removeprefix("usage: ").strip()
         parts.append(f"## workbench {name}\n\n{_sentence(help_text)}\n\n```text\n{usage}\n```\n")
-        rows = [a for a in one._actions if name == "serve" or a.dest not in REPEATED]
+        rows = [a for a in one._actions if name == "serve" or a.dest not in common]
         parts.append(_options([a for a in rows if a.dest != "help"]))
-    common = [a for a in choices.choices["analyse"]._actions if a.dest in REPEATED]
+    shared = [a for a in over_projects[0]._actions if a.dest in common and a.dest != "help"]
     parts.append("## What all commands over projects take\n")
-    parts.append(_options([a for a in common if a.dest != "help"]))
+    parts.append(_options(shared))
     return "\n".join(parts)
 
 
