@@ -22,8 +22,9 @@ from workbench.app.page import WorkbenchPage
 from workbench.app.project_picker import ProjectPicker
 from workbench.app.window import WindowState
 from workbench.charts import text
-from workbench.charts.spoken import said
+from workbench.charts.spoken import error_text, said
 from workbench.charts.text import _, ngettext, speaking
+from workbench.engine.errors import WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.project import Project
 from workbench.studio.pruning_state import as_stored, store_pruning
@@ -216,6 +217,7 @@ def test_a_window_comes_back_as_it_was_and_only_once() -> None:
         ("cancelling, waiting for: capturing the graph", "正在取消，等待：正在捕获计算图"),
         ("its weight is shared with head.weight", "权重与 head.weight 共享"),
         ("some text of a library", "some text of a library"),
+        ("a is b; allowed: " * 5000, "a is b; allowed: " * 5000),
         ("", ""),
     ],
 )
@@ -225,6 +227,19 @@ def test_words_of_jobs_and_layers_are_translated_where_they_are_shown(
     with speaking(text.catalogue("zh")):
         assert said(english) == chinese
     assert said(english) == english
+
+
+def test_an_error_is_said_as_a_whole() -> None:
+    error = WrongValue("there is no metric x", where="metric", hint="Leave it out.")
+    plain = WrongValue("something of the engine.", hint="Do this.")
+    with speaking(text.catalogue("zh")):
+        assert error_text(error) == "metric: 没有指标 x. 请省略。"
+        assert error_text(WrongValue("the file is not there", hint="Check the path.")) == (
+            "文件不存在。请检查路径。"
+        )
+        assert error_text(plain) == "something of the engine. Do this."
+    for one in (error, plain, WrongValue("no hint")):
+        assert error_text(one) == str(one)
 
 
 def test_a_language_without_a_catalogue_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.engine.errors import WorkbenchError
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_LONGEST = 2000  # no text of ours; matching takes time that grows faster than its length
 _FEWEST_LETTERS = 8  # a template with fewer of its own would match nearly everything
 
 
@@ -30,20 +31,23 @@ def said(text: str) -> str:
 
 def error_text(error: WorkbenchError) -> str:
     """``str(error)`` in the reader's language: where, what, what to do next."""
-    parts = error.message, error.where, error.hint
-    if not all(isinstance(part, str) for part in parts):
-        return str(error)
-    message, where, hint = parts
-    text = f"{where}: {said(message)}" if where else said(message)
-    if not hint:
-        return text
-    return f"{text}{'' if text[-1:] in '.!?。！？' else '.'} {said(hint)}"
+    text = f"{error.where}: {said(error.message)}" if error.where else said(error.message)
+    return text + _stop(text[-1:]) + said(error.hint) if error.hint else text
+
+
+def _stop(last: str) -> str:
+    """What ends a sentence with this last character, up to the next one."""
+    if last in "。！？":
+        return ""
+    if "\u4e00" <= last <= "\u9fff":
+        return "。"
+    return " " if last in ".!?" else ". "
 
 
 @functools.lru_cache(maxsize=4096)
 def _translated(texts: Catalogue, text: str) -> str:
     found = texts.gettext(text) if text else text
-    if found != text:
+    if found != text or len(text) > _LONGEST:
         return found
     for pattern, template in _templates(texts):
         match = pattern.fullmatch(text)
