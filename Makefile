@@ -51,10 +51,10 @@ screenshots: browser
 translations: $(READY)
 	$(BIN)/python tools/translations.py
 
-# The site in docs/build; a warning is an error.
+# The site in docs/build, built anew: parts of pages are read from the code. A warning is an error.
 docs: $(READY)
 	$(BIN)/python docs/diagrams.py
-	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -E -a -W --keep-going -q -b html docs docs/build
 	@echo "docs/build/index.html"
 
 clean:

@@ -23,7 +23,7 @@ def commands() -> str:
     common = set.intersection(*({a.dest for a in one._actions} for one in over_projects))
     for name, one in choices.choices.items():
         help_text = next(a.help for a in choices._choices_actions if a.dest == name)
-        usage = one.format_usage().removeprefix("usage: ").strip()
+        usage = one.format_usage().replace("\n" + " " * 7, "\n").removeprefix("usage: ").strip()
         parts.append(f"## workbench {name}\n\n{_sentence(help_text)}\n\n```text\n{usage}\n```\n")
         rows = [a for a in one._actions if name == "serve" or a.dest not in common]
         parts.append(_options([a for a in rows if a.dest != "help"]))
