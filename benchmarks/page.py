@@ -1,4 +1,4 @@
-"""The page in a real browser: first paint, and a toggle's round trip at 60 and 1,000 layers."""
+"""The page in a real browser: the bars of specification chapter 70, section 4."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from benchmarks.harness import Row, report, threads
+from benchmarks.page_job import measure_job
+from benchmarks.page_scripts import CLICK_UNTIL_DONE, WATCH_DRAG
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.project import Project
 
@@ -30,33 +32,7 @@ FLAGS = [
     "--disable-renderer-backgrounding",
 ]
 TARGETS = {60: 150.0, 1000: 300.0}
-
-CLICK_UNTIL_DONE = """
-([field, index]) => new Promise((resolve) => {
-  const all = (selector, root = document, found = []) => {
-    found.push(...root.querySelectorAll(selector));
-    for (const node of root.querySelectorAll('*')) {
-      if (node.shadowRoot) all(selector, node.shadowRoot, found);
-    }
-    return found;
-  };
-  const cell = () => all(`.tabulator-cell[tabulator-field='${field}']`)[index];
-  const readout = () => all('.wb-readout').at(-1).innerText;
-  const tick = cell().getAttribute('aria-checked'), text = readout();
-  const start = performance.now();
-  const wait = () => {
-    if (cell().getAttribute('aria-checked') !== tick && readout() !== text) {
-      resolve(performance.now() - start);
-    } else if (performance.now() - start > 10000) {
-      resolve(NaN);
-    } else {
-      setTimeout(wait, 2);
-    }
-  };
-  cell().click();
-  wait();
-})
-"""
+IDLE_SESSIONS = 6
 
 
 def layers(count: int) -> list[LayerInfo]:
@@ -107,6 +83,7 @@ def measure(browser: Any, address: str) -> list[Row]:
     for count, target in TARGETS.items():
         context = browser.new_context(viewport={"width": 1280, "height": 800})
         page = context.new_page()
+        page.set_default_timeout(120_000)
         for label, bound in (("cold", 3.0), ("warm", 1.5)):
             start = time.perf_counter()
             page.goto(f"{address}/apps?project=bench-{count}", wait_until="commit")
@@ -128,8 +105,63 @@ def measure(browser: Any, address: str) -> list[Row]:
                 f"table cell and top bar; slowest of 15: {max(times):.0f} ms",
             )
         )
+        if count == 1000:
+            rows += drag(page)
         context.close()
     return rows
+
+
+def drag(page: Any) -> list[Row]:
+    """The threshold line over 1,000 layers: counts in the browser, then what follows."""
+    line = page.locator(".shapelayer path").first.bounding_box()
+    x, y = line["x"] + line["width"] * 0.62, line["y"] + line["height"] / 2
+    page.evaluate(WATCH_DRAG)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(1, 61):
+        page.mouse.move(x, y + 75 * step / 60)
+        page.wait_for_timeout(16)
+    page.mouse.up()
+    page.wait_for_function("wbDrag.followed > 0", timeout=30_000)
+    seen = page.evaluate("wbDrag")
+    changes = seen["changes"]
+    between = (changes[-1] - changes[0]) / max(1, len(changes) - 1)
+    return [
+        Row(
+            "threshold dragged over 1000 layers: between two counts", threads(), between, "ms",
+            100.0, f"{len(changes)} counts; 10 a second are 100 ms",
+        ),
+        Row(
+            "… let go: table and chart follow", threads(), seen["followed"] - seen["released"],
+            "ms", 500.0,
+        ),
+    ]  # fmt: skip
+
+
+def resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("VmRSS:")).split()[1]) / 1024
+
+
+def idle_memory(browser: Any, address: str, server: int) -> list[Row]:
+    """What each further window of one project costs the server."""
+
+    def open_page() -> Any:
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(f"{address}/apps?project=bench-60", wait_until="commit")
+        page.locator(".barlayer .point").first.wait_for(state="attached")
+        page.wait_for_timeout(500)
+        return page
+
+    pages = [open_page()]
+    before = resident_mb(server)
+    pages += [open_page() for _window in range(IDLE_SESSIONS)]
+    each = (resident_mb(server) - before) / IDLE_SESSIONS
+    for page in pages:
+        page.close()
+    note = f"mean of {IDLE_SESSIONS} windows; the server holds no model"
+    return [Row("server memory of an idle session, 60 layers", threads(), each, "MB", 30.0, note)]
 
 
 def main() -> None:
@@ -166,6 +198,8 @@ def main() -> None:
             first.locator(".tabulator-row").first.wait_for()
             first.close()
             rows = measure(browser, address)
+            rows += idle_memory(browser, address, server.pid)
+            rows += measure_job(browser, address, home)
             browser.close()
     finally:
         os.killpg(server.pid, signal.SIGKILL)

@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 import panel as pn
 import panel_material_ui as pmui
 from panel.io import hold
-from panel.util.parameters import edit_readonly
-from panel_material_ui.template.base import Meta, Page
 
 from workbench.app.actions import Actions
 from workbench.app.code_tab import CodeTab, ScriptView
 from workbench.app.decompose_tab import DecomposeTab
 from workbench.app.export_tab import ExportTab
 from workbench.app.formats_tab import FormatsTab
+from workbench.app.frame import Frame
 from workbench.app.history_tab import HistoryTab
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
@@ -29,7 +28,7 @@ from workbench.app.prune_tab import PruneTab
 from workbench.app.search_parts import SearchParts
 from workbench.app.search_settings import SearchSettings
 from workbench.app.search_tab import SearchTab
-from workbench.app.style import THEME, page_sx
+from workbench.app.style import page_sx
 from workbench.app.tab_bar import TabBar
 from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
@@ -45,9 +44,14 @@ POLL_MS = 220  # at most five updates a second: with more, clicks get lost
 
 
 class WorkbenchPage(View):
-    """Everything one browser window shows of one session."""
+    """Everything one browser window shows of one session.
 
-    def __init__(self, session: Session, window: WindowState | None = None) -> None:
+    A ``frame`` that is given stays as it is: ``topbar`` and ``content`` are for whoever gave it.
+    """
+
+    def __init__(
+        self, session: Session, window: WindowState | None = None, frame: Frame | None = None
+    ) -> None:
         super().__init__(session, window or WindowState())
         window = self.window
         self.settings = SearchSettings()
@@ -82,20 +86,10 @@ class WorkbenchPage(View):
             for _name in self.tabs.names
         ]
         self._show_tab()
-        self.page = Page(
-            title="",
-            meta=Meta(title=f"{session.project.name} · Compression Workbench"),
-            header=[self.topbar],
-            main=[self._main()],
-            theme_config=THEME,
-            sx=page_sx(window.dark),
-            dark_theme=window.dark,
-            theme_toggle=True,
-            busy_indicator=None,
-        )
-        # Bound to the server's busy flag, the page walks its whole tree of models twice per poll.
-        with edit_readonly(self.page):
-            self.page.busy = False
+        self.content = self._main()
+        self.page = frame or Frame(window.dark)
+        if frame is None:
+            self.page.param.update(header=[self.topbar], main=[self.content])
         self.watch(self.tabs, self._tab_chosen, "active")
         self.watch(window, self._follow_tab, "tab")
         self.watch(self.page, self._theme_chosen, "dark_theme")

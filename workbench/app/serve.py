@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import panel as pn
+from bokeh.document import Document
+from bokeh.server.contexts import BokehSessionContext
 
-from workbench.app.i18n import preferred, said, speak
+from workbench.app.frame import Frame
+from workbench.app.i18n import _, preferred, said, speak
 from workbench.app.language import TICKET_COOKIE, take_back
 from workbench.app.page import POLL_MS, WorkbenchPage
 from workbench.app.project_picker import ProjectPicker
 from workbench.app.projects import DEFAULT_EXAMPLE, open_project
+from workbench.app.window import WindowState
 from workbench.engine.errors import WorkbenchError
 
 log = logging.getLogger("workbench.app.serve")
+
+PAUSE_MS = 5  # while a page is built, for the scripts that its browser asks for
 
 
 def argument(name: str) -> str:
@@ -24,21 +31,68 @@ def argument(name: str) -> str:
 
 
 def workbench_page() -> Any:
-    """The page of the project in ``?project=``; the default example without one."""
+    """The page of the project in ``?project=``; the default example without one.
+
+    Its frame is answered at once: the page is built while the browser loads its scripts.
+    """
     pn.extension("plotly", "tabulator", sizing_mode=None, notifications=False)
     cookies = pn.state.cookies
     speak(preferred(argument("language"), cookies, pn.state.headers))
-    name = argument("project") or DEFAULT_EXAMPLE
+    window = take_back(cookies.get(TICKET_COOKIE, ""))
+    frame = Frame(window.dark)
+    steps = _build(frame, window, argument("project") or DEFAULT_EXAMPLE)
+    document = pn.state.curdoc
+    if document is None or document.session_context is None:
+        for _step in steps:
+            pass
+    else:
+        _go_on(steps, document)
+    return frame
+
+
+def _go_on(steps: Iterator[None], document: Document) -> None:
+    """Take the steps one by one; in between the server answers the browser's requests.
+
+    A browser that connects meanwhile must not see the frame change while it draws it: it would
+    miss that. What is left then follows when it is done.
+    """
+
+    def step(drawn: bool = False) -> None:
+        if _connected(document) and not (drawn or pn.state.loaded):
+            pn.state.onload(lambda: step(drawn=True))
+            return
+        for _done in steps:
+            document.add_timeout_callback(step, PAUSE_MS)
+            break
+
+    document.add_timeout_callback(step, PAUSE_MS)
+
+
+def _connected(document: Document) -> bool:
+    context = document.session_context
+    session = context.session if isinstance(context, BokehSessionContext) else None
+    return session is not None and session.connection_count > 0
+
+
+def _build(frame: Frame, window: WindowState, name: str) -> Iterator[None]:
+    """Fill the frame, in pieces of some 100 ms; what goes wrong is said in it."""
     try:
-        session = open_project(name)
+        page = WorkbenchPage(open_project(name), window, frame)
+        poll = pn.state.add_periodic_callback(page.poll, POLL_MS, start=False)
+        pn.state.onload(poll.start)
+        if pn.state.curdoc is not None:
+            # No name of the served script may be needed here: its globals are gone by then.
+            pn.state.on_session_destroyed(lambda _context: _end(page, poll))
+        yield
+        frame.header = [page.topbar]
+        yield
+        frame.main = [page.content]
     except WorkbenchError as error:
-        return ProjectPicker().alone(said(error.message), said(error.hint))
-    page = WorkbenchPage(session, take_back(cookies.get(TICKET_COOKIE, "")))
-    poll = pn.state.add_periodic_callback(page.poll, POLL_MS)
-    if pn.state.curdoc is not None:
-        # No name of the served script may be needed here: its globals are gone by then.
-        pn.state.on_session_destroyed(lambda _context: _end(page, poll))
-    return page
+        frame.main = [ProjectPicker().alone(said(error.message), said(error.hint))]
+    except Exception as error:
+        log.exception("the page of %r could not be built", name)
+        hint = _("The server's log has the details: {error}").format(error=repr(error))
+        frame.main = [ProjectPicker().alone(_("The page could not be built"), hint)]
 
 
 def _end(page: WorkbenchPage, poll: Any) -> None:

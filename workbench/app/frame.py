@@ -1,0 +1,55 @@
+"""What the browser gets first: an empty page that already loads what the full one needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panel.util.parameters import edit_readonly
+from panel_material_ui.template.base import Meta, Page
+
+from workbench.app.style import THEME, page_sx
+
+NAME = "Compression Workbench"
+
+# Panel's module loader reads every module as text and puts it into a blob, which the browser
+# compiles anew at each visit. Nothing here needs it: the browsers we support have import().
+_HEAD = """\
+{% extends base %}
+{% block preamble %}{{ super() }}
+<script>
+  (() => {
+    const load = (url) => import(new URL(url, document.baseURI).href);
+    load.addImportMap = () => {};
+    Object.defineProperty(window, "importShim", { get: () => load, set: () => {} });
+  })();
+</script>
+{% for url in modules %}<link rel="modulepreload" href="{{ url }}">
+{% endfor %}
+{% endblock %}
+"""
+
+
+class Frame(Page):
+    """The bar and the room under it, both still empty."""
+
+    def __init__(self, dark: bool) -> None:
+        super().__init__(
+            title="",
+            meta=Meta(title=NAME),
+            template=_HEAD,
+            theme_config=THEME,
+            sx=page_sx(dark),
+            dark_theme=dark,
+            theme_toggle=True,
+            busy_indicator=None,
+        )
+        # Bound to the server's busy flag, the page walks its whole tree of models twice per poll.
+        with edit_readonly(self):
+            self.busy = False
+
+    def server_doc(self, doc: Any = None, title: str | None = None, location: Any = True) -> Any:
+        """As Panel's, and the head names the modules that the page is drawn with."""
+        doc = super().server_doc(doc, title, location)
+        bundles = {root.esm for root in doc.roots if getattr(root, "bundle", None) == "url"}
+        doc.template_variables["modules"] = sorted(bundles)
+        return doc
