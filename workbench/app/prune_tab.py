@@ -127,7 +127,7 @@ class PruneTab(View):
 
     def _slider(self, label: str) -> Any:
         return pmui.DiscreteSlider(
-            label=label, options={formats_times(1.0): 0}, value=0, width=300, size="small",
+            label=label, options={_times(1.0): 0}, value=0, width=300, size="small",
             margin=(0, 12),
         )  # fmt: skip
 
@@ -179,8 +179,8 @@ class PruneTab(View):
         pruning: PruningState | None = self.session.pruning
         self.details.visible = pruning is not None
         if pruning is not None:
-            _offer(self.target, pruning.plans, FIRST_TARGET, formats_times)
-            _offer(self.ratio, pruning.uniform, FIRST_RATIO, formats_share)
+            _offer(self.target, pruning.plans, FIRST_TARGET, _times)
+            _offer(self.ratio, pruning.uniform, FIRST_RATIO, _share)
             title = ngettext(
                 "{count} layer cannot lose channels", "{count} layers cannot lose channels",
                 len(pruning.blocked),
@@ -327,11 +327,11 @@ def _offer(slider: Any, plans: tuple[PrunePlan, ...], first: float, show: Any) -
     slider.param.update(options=options, value=nearest, disabled=len(plans) < 2)
 
 
-def formats_times(target: float) -> str:
+def _times(target: float) -> str:
     return f"{target:.2f}×"
 
 
-def formats_share(ratio: float) -> str:
+def _share(ratio: float) -> str:
     return f"{100 * ratio:.0f} %" if math.isfinite(ratio) else ""
 
 
