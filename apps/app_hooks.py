@@ -2,6 +2,7 @@
 
 from bokeh.server.urls import toplevel_patterns
 
+import workbench.app.serve  # noqa: F401  # with the server's start, not with the first visit
 from workbench.app.downloads import download_routes
 from workbench.app.uploads import upload_routes
 from workbench.netron_server import panel_routes

@@ -1,0 +1,65 @@
+"""From a request to a page: the frame's head, and building while the browser loads its scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import panel as pn
+import pytest
+
+from workbench.app import serve
+
+
+class Timers:
+    """A document that only keeps its timers."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def add_timeout_callback(self, callback: Callable[[], None], _milliseconds: int) -> None:
+        self.waiting.append(callback)
+
+    def run(self) -> None:
+        while self.waiting:
+            self.waiting.pop()()
+
+
+def pieces(done: list[str]) -> Iterator[None]:
+    for name in ("views", "header", "main"):
+        done.append(name)
+        yield
+
+
+@pytest.mark.parametrize("connects_after", [0, 1, 3])
+def test_a_connected_browser_draws_before_the_rest_follows(
+    monkeypatch: pytest.MonkeyPatch, connects_after: int
+) -> None:
+    done: list[str] = []
+    drawn: list[Callable[[], None]] = []
+    monkeypatch.setattr(serve, "_connected", lambda _document: len(done) >= connects_after)
+    monkeypatch.setattr(type(pn.state), "loaded", property(lambda _self: bool(loaded)))
+    monkeypatch.setattr(type(pn.state), "onload", lambda _self, call: drawn.append(call))
+    loaded: list[bool] = []
+    document: Any = Timers()
+    serve._go_on(pieces(done), document)
+    document.run()
+    assert len(done) == connects_after
+    assert len(drawn) == 1
+    drawn[0]()  # Panel marks the document as loaded after these calls
+    loaded.append(True)
+    document.run()
+    assert done == ["views", "header", "main"]
+
+
+@pytest.mark.browser
+def test_the_head_names_the_modules_and_they_are_there(browser: Any, server: str) -> None:
+    request = browser.new_context().request
+    page = request.get(f"{server}/apps?project=digits-mobilenet", timeout=90_000).text()
+    modules = re.findall(r'<link rel="modulepreload" href="([^"]+)"', page)
+    assert modules
+    for url in modules:
+        assert request.get(f"{server}/{url}").ok
+    shim = page.index('defineProperty(window, "importShim"')
+    assert shim < page.index("es-module-shims")
