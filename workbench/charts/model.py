@@ -53,7 +53,7 @@ def module_chart(
             values=[totals[path] for path in paths],
             branchvalues="total",
             customdata=[
-                [path or model_name, formats.count(totals[path]), _state(states.get(path, ""))]
+                [path or model_name, f"{totals[path]:,.0f}", _state(states.get(path, ""))]
                 for path in paths
             ],
             hovertemplate=(

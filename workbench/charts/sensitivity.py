@@ -130,7 +130,7 @@ def hover_texts(layers: pd.DataFrame) -> list[str]:
                 text += f"<br>{accumulated} 1−cos {depth:.3e}"
         elif eligible:
             text += f"<br>{unmeasured}"
-        texts.append(f"{text}<br>{formats.count(weights)} {parameters} · {formats.count(macs)} MAC")
+        texts.append(f"{text}<br>{weights:,.0f} {parameters} · {macs:,.0f} MAC")
     return texts
 
 
