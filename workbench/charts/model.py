@@ -7,7 +7,6 @@ from typing import Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.charts import formats
 from workbench.charts.sensitivity import STATE_TITLES
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, note, palette

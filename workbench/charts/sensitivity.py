@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.charts import formats
 from workbench.charts.drawn import exact_values
 from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
