@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from format_models import OUTLIER, make_linear_data, make_linear_net
+from torch import nn
 
 from workbench.engine import load_quantized_folder, quantize
 from workbench.engine.errors import WrongType, WrongValue
@@ -180,6 +181,60 @@ def test_the_script_does_it_again(live: Session, tmp_path: Path) -> None:
     assert names == sorted(second.tensors)
     a, b = first.load(names), second.load(names)
     assert all(torch.equal(a[name], b[name]) for name in names)
+
+
+def test_choices_are_undone_and_done_again(live: Session) -> None:
+    before, revision = dict(live.ways), live.revision
+    live.choose_way(["fc", "block.fc"], "int8 · awq")
+    live.toggle("fc")
+    live.choose_way("fc", "float")
+    live.choose_way("fc", "float")
+    live.undo()
+    assert live.ways == {**before, "fc": "int8 · awq", "block.fc": "int8 · awq"}
+    live.undo()
+    assert live.layers.set_index("name").loc["fc", "quant_enable"]
+    live.undo()
+    assert live.ways == before
+    assert live.revision == revision + 2, "only edits of the table count as such"
+    live.redo()
+    assert live.ways["block.fc"] == "int8 · awq"
+    assert live.can_redo
+    live.undo()
+
+
+class Branching(nn.Module):
+    """What a tensor holds decides the way: nothing that ``torch.export`` can capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(y.relu() if float(y.sum()) > 0 else y.abs())
+
+
+def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    loader = [torch.randn(16, 64) for _ in range(2)]
+    session = open_session(
+        Branching(), data=loader, metric="cosine", project=tmp_path / "p", threads=1
+    )
+    try:
+        assert "cannot be captured as a graph" in caplog.text
+        assert session.job.state == "failed"
+        assert "quantize_modules()" in session.job.error.hint
+        assert session.without_graph
+        session.compare_formats(["int8", "int4"])
+        assert list(session.formats["name"]) == ["first", "last"]
+        session.choose_way("first", "float")
+        session.quantize_modules(float_type="any")
+        assert session.quantized.quantized == 1
+        assert session.quantized.metric_converted > 0.99
+        with pytest.raises(JobFailed, match="cannot be captured"):
+            session.analyse()
+    finally:
+        session.dispose()
 
 
 def test_bad_input(live: Session) -> None:

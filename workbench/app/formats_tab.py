@@ -205,7 +205,8 @@ class FormatsTab(View):
         active = job is not None and job.active
         running = active and job is not None and job.kind in ("formats", "quantize")
         known = len(self.session.formats) > 0
-        self.measure.disabled = active or not len(self.session.layers)
+        opened = len(self.session.layers) > 0 or self.session.without_graph
+        self.measure.disabled = active or not opened
         self.stop.disabled = not running
         self.start.disabled = active or not self.copy.text
         self.text.fill(self._sentence(running, known))

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.studio.columns import EDITABLE
-from workbench.studio.store import BOOLEAN, Cells, Store
+from workbench.studio.store import BOOLEAN, Cells, Store, put_meta
 
 UNDO_DEPTH = 1000
+WAYS = "ways"
+"""Where the ways to quantise modules are kept; in an edit they are by layer name, not by row."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,19 @@ def apply_edit(
         for column, (rows, _, new) in done.items():
             _set(connection, column, rows, new)
         revision = _commit(connection, {c: (tuple(r), tuple(n)) for c, (r, _, n) in done.items()})
-        connection.execute("DELETE FROM edits WHERE undone = 1")
-        connection.execute(
-            "INSERT INTO edits (label, cells) VALUES (?, ?)", (label, json.dumps(done))
-        )
-        connection.execute(
-            "DELETE FROM edits WHERE id <= (SELECT max(id) FROM edits) - ?", (UNDO_DEPTH,)
-        )
+        _remember(connection, label, done)
         return EditResult(revision, sum(len(rows) for rows, _, _ in done.values()), overtaken)
+
+
+def choose_ways(store: Store, chosen: Mapping[str, str], *, label: str) -> None:
+    """Quantise layers as modules in other ways, as one undoable edit; other layers keep theirs."""
+    with store.write() as connection:
+        known = _ways(connection)
+        names = [name for name, way in chosen.items() if known.get(name) != way]
+        if names:
+            ways = [chosen[name] for name in names]
+            _remember(connection, label, {WAYS: [names, [known.get(n) for n in names], ways]})
+            _set_ways(connection, names, ways)
 
 
 def undo(store: Store) -> str | None:
@@ -99,9 +106,13 @@ def _step(store: Store, which: str, *, value_at: int, undone: int) -> str | None
             return None
         cells: Cells = {}
         for column, parts in json.loads(row[2]).items():
+            if column == WAYS:
+                _set_ways(connection, parts[0], parts[value_at])
+                continue
             _set(connection, _column(column), parts[0], parts[value_at])
             cells[column] = (tuple(parts[0]), tuple(parts[value_at]))
-        _commit(connection, cells)
+        if cells:
+            _commit(connection, cells)
         connection.execute("UPDATE edits SET undone = ? WHERE id = ?", (undone, row[0]))
         return str(row[1])
 
@@ -128,6 +139,28 @@ def changes_since(store: Store, revision: int, upto: int) -> list[Cells] | None:
         {column: (tuple(parts[0]), tuple(parts[1])) for column, parts in json.loads(row[1]).items()}
         for row in rows
     ]
+
+
+def _remember(connection: sqlite3.Connection, label: str, done: Mapping[str, Any]) -> None:
+    """Put an edit on the stack of what can be undone; nothing can be done again then."""
+    connection.execute("DELETE FROM edits WHERE undone = 1")
+    connection.execute("INSERT INTO edits (label, cells) VALUES (?, ?)", (label, json.dumps(done)))
+    connection.execute(
+        "DELETE FROM edits WHERE id <= (SELECT max(id) FROM edits) - ?", (UNDO_DEPTH,)
+    )
+
+
+def _ways(connection: sqlite3.Connection) -> dict[str, str]:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (WAYS,)).fetchone()
+    return dict(json.loads(row[0]) or {}) if row is not None else {}
+
+
+def _set_ways(
+    connection: sqlite3.Connection, names: Sequence[str], ways: Sequence[str | None]
+) -> None:
+    """None: the layer has the default way again."""
+    chosen = {**_ways(connection), **dict(zip(names, ways, strict=True))}
+    put_meta(connection, {WAYS: {name: way for name, way in chosen.items() if way is not None}})
 
 
 def _column(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from workbench.engine.errors import WrongState, WrongType, WrongValue
+from workbench.studio import edits
 from workbench.studio.format_choices import check_way, configs_of, default_way, dtype_note
 from workbench.studio.formats_state import FLOAT_TYPES, stored_profiles
 
@@ -21,6 +22,7 @@ class Formatted(Protocol):
     """Of a session, what choosing formats needs."""
 
     formats: pd.DataFrame
+    layers: Any
     ways: dict[str, str]
     project: Project
 
@@ -33,6 +35,12 @@ class Formatted(Protocol):
 
 class FormatsControl:
     """Compare number formats, choose one for each layer, quantise the modules."""
+
+    @property
+    def without_graph(self: Formatted) -> bool:
+        """The model runs, but cannot be captured: only its modules can be quantised."""
+        figures = self.project.store.get("figures") or {}
+        return not len(self.layers) and figures.get("graph") is False
 
     def compare_formats(
         self: Formatted, formats: Sequence[str] | None = None, *, wait: bool = True
@@ -61,16 +69,18 @@ class FormatsControl:
         For example "int4 g32 · gptq" (weights alone) or "int8/int8 · smoothquant" (inputs/weights);
         all ways: ``workbench.engine.analysis.module_formats.WAYS``. Errors: ``WrongValue`` for an
         unknown way or layer, and for a way that does not take the layer; nothing is changed then.
+        One step for ``undo``.
         """
         kinds = self._kinds()
-        chosen = dict(self.ways)
+        chosen: dict[str, str] = {}
         for name in [names] if isinstance(names, str) else names:
             if name not in kinds:
                 raise WrongValue(
                     f"there is no layer {name!r}", where="choose_way", hint="See session.formats."
                 )
             chosen[name] = check_way(name, kinds[name], way)
-        self.project.store.put(ways=chosen)
+        one = next(iter(chosen)) if len(chosen) == 1 else f"{len(chosen)} layers"
+        edits.choose_ways(self.project.store, chosen, label=f"{one}: {way}")
         self.poll()
 
     def layer_ways(self: Formatted) -> dict[str, str]:

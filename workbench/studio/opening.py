@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
 from workbench.studio import jobtable
+from workbench.studio.errors import JobFailed
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.project import (
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from workbench.studio.sources import LiveSource
+
+log = logging.getLogger("workbench.studio")
 
 RUNS = "runs"
 
@@ -62,6 +66,9 @@ def open_session(
     ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
     session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
 
+    A model that runs but has no graph (``torch.export`` refuses it) is opened with a warning: its
+    modules can be quantised (``compare_formats``, ``quantize_modules``), and nothing else.
+
     Errors: ``MissingFile`` for a file that is not there, ``CodeNotAllowed``, ``NotWritable``, and
     ``WrongValue`` for a folder that holds another model's project.
     """
@@ -90,7 +97,12 @@ def open_session(
     if manager is not None and (live is not None or not len(session.layers)):
         active = jobtable.latest(opened.store)
         if active is None or not active.active or manager.look_after(active):
-            session.start("open", wait=in_process if wait is None else wait)
+            try:
+                session.start("open", wait=in_process if wait is None else wait)
+            except JobFailed as error:
+                if not session.without_graph:
+                    raise
+                log.warning("%s", error)
     return session
 
 

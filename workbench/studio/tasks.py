@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from workbench.engine.errors import WrongState
+from workbench.engine.errors import CaptureError, WrongState
 from workbench.engine.events import (
     CancelToken,
     LayerMeasured,
@@ -53,6 +53,11 @@ class Run:
 
 Task = Callable[[Run], None]
 
+WITHOUT_GRAPH = (
+    "Its modules can be quantised all the same, layer for layer: see Formats, or compare_formats() "
+    "and quantize_modules(). Everything else needs the graph."
+)
+
 
 def open_model(run: Run) -> None:
     """Load the model and its data, capture the graph, list the layers."""
@@ -66,7 +71,14 @@ def ensure_open(workspace: Workspace, report: Reporter) -> None:
     report.stage("loading the model and the data")
     source = workspace.source
     report.stage("capturing the graph")
-    captured = workspace.capture(report)
+    try:
+        captured = workspace.capture(report)
+    except CaptureError as error:
+        known = {"model": source.title, "data": source.data_title, "graph": False}
+        store.put(
+            figures={**(store.get("figures") or {}), **known, "metric_name": source.metric.name}
+        )
+        raise CaptureError(error.message, where=error.where, hint=WITHOUT_GRAPH) from error
     layers = list(captured.layers.values())
     digest = workspace.digest
     figures = store.get("figures") or {}
