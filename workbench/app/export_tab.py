@@ -13,23 +13,15 @@ import panel_material_ui as pmui
 from workbench.app.downloads import download_url
 from workbench.app.graph_view import GraphView
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
+from workbench.charts.words import file_title, parity_text
 from workbench.studio.report import report_html, report_path
 from workbench.studio.session import Session
 from workbench.studio.state import ExportedFile, ExportResult, ParityLine
-
-
-def kind_title(kind: str) -> str:
-    return {
-        "float": _("float"),
-        "fake_quant": _("fake-quant, for checking in ONNX Runtime"),
-        "deploy": _("deploy, integers for the accelerator"),
-        "qdq": _("QDQ, for ONNX Runtime and TensorRT"),
-    }.get(kind, kind)
 
 
 def _row(
@@ -52,7 +44,7 @@ def _row(
     name = escape(path.name)
     shown = f'<a href="{escape(link)}" download="{name}">{name}</a>' if link else name
     return (
-        f'<tr><td>{shown}<div class="wb-muted">{escape(kind_title(file.kind))}</div></td>'
+        f'<tr><td>{shown}<div class="wb-muted">{escape(file_title(file.kind))}</div></td>'
         f"<td class='wb-number'>{formats.size(file.bytes)}</td>"
         f"<td class='wb-number'>{file.ratio:.1f}×</td>"
         f"<td class='wb-number'>{escape(metric)}</td>"
@@ -63,8 +55,10 @@ def _row(
 
 def _parity(line: ParityLine) -> str:
     mark, tone = ("✓", "wb-good") if line.ok else ("✕", "wb-bad")
-    where = f" · {_('first at')} {line.first_layer}" if line.first_layer and not line.ok else ""
-    return f'<div class="{tone}">{mark} {escape(line.text + where)}</div>'
+    text = parity_text(line.text)
+    if line.first_layer and not line.ok:
+        text += " · " + _("first at {layer}").format(layer=line.first_layer)
+    return f'<div class="{tone}">{mark} {escape(text)}</div>'
 
 
 def export_result(result: ExportResult | None, metric_name: str, gone: Collection[str] = ()) -> str:
@@ -73,10 +67,11 @@ def export_result(result: ExportResult | None, metric_name: str, gone: Collectio
     Paths in ``gone`` hold another export by now, so that they are not offered for download.
     """
     if result is None or not result.files:
-        return (
-            f'<p class="wb-empty">{escape(_("Nothing exported yet. Export writes fake_quant, "))}'
-            f"{escape(_('deploy and qdq, runs them and checks that they agree.'))}</p>"
+        text = _(
+            "Nothing exported yet. Export writes fake_quant, deploy and qdq, runs them and checks "
+            "that they agree."
         )
+        return f'<p class="wb-empty">{escape(text)}</p>'
     base = next((file.latency_ms for file in result.files if file.kind == "float"), None)
     head = "".join(
         f"<th class='{css}'>{escape(title)}</th>"
@@ -84,7 +79,10 @@ def export_result(result: ExportResult | None, metric_name: str, gone: Collectio
             (_("file"), ""),
             (_("bytes"), "wb-number"),
             (_("smaller"), "wb-number"),
-            (f"{formats.metric_title(metric_name)} {_('in ONNX Runtime')}", "wb-number"),
+            (
+                _("{metric} in ONNX Runtime").format(metric=formats.metric_title(metric_name)),
+                "wb-number",
+            ),
             (_("latency"), "wb-number"),
             (_("faster than float"), "wb-number"),
         )
@@ -96,6 +94,9 @@ def export_result(result: ExportResult | None, metric_name: str, gone: Collectio
     methods = {
         "qat": _("Files of the network trained with QAT"),
         "distill": _("Files of the distilled network"),
+        "finetune": _("Files of the fine-tuned network"),
+        "sparse": _("Files of the network with 2:4 sparsity"),
+        "compressed": _("Files of the network that was pruned and quantised in training"),
     }
     title = methods.get(result.method, "")
     return (
@@ -135,7 +136,7 @@ class ExportTab(View):
         self.report.disabled = not len(self.session.layers)
         text = ""
         if job is not None and active and job.kind == "export":
-            text = f'<span role="status">{escape(job.message or _("Exporting"))} …</span>'
+            text = f'<span role="status">{escape(said(job.message) or _("Exporting"))} …</span>'
         self.progress.fill(text)
         self.result.fill(export_result(self.session.exports, self.session.summary.metric_name))
 

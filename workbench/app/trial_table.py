@@ -11,13 +11,14 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _
+from workbench.app.i18n import _, ngettext
 from workbench.app.search_settings import SearchSettings
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB, WindowState
 from workbench.charts import formats
 from workbench.charts.search import within_target
+from workbench.charts.words import trial_kinds
 from workbench.studio.session import Session
 
 WIDTHS = {
@@ -26,19 +27,9 @@ WIDTHS = {
 }  # fmt: skip
 
 
-def kinds() -> dict[str, str]:
-    """What the kinds of trials are called."""
-    return {
-        "float": _("float model"),
-        "all": _("all quantised"),
-        "probe": _("what if"),
-        "final": _("calibrated"),
-    }
-
-
 def trial_frame(trials: pd.DataFrame, metric_name: str, target_loss: float) -> pd.DataFrame:
     """The trials as text, newest first."""
-    names = kinds()
+    names = trial_kinds()
     newest = trials.iloc[::-1]
     text = pd.Series(dtype=object)
     if not len(newest):  # Tabulator chooses how to show a column by its type, once
@@ -98,7 +89,7 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
     differing = sum(what == "layer" for what, _name in table.index)
     head = _("The same layers are left in float")
     if differing:
-        head = _("1 layer differs") if differing == 1 else f"{differing} {_('layers differ')}"
+        head = ngettext("{n} layer differs", "{n} layers differ", differing).format(n=differing)
     return (
         f'<div role="region" aria-label="{escape(_("Comparison"))}"><h2 class="wb">'
         f"{escape(head)}</h2>"
@@ -130,7 +121,8 @@ class TrialTable(View):
         super().__init__(session, window, SEARCH_TAB)
         self.settings = settings
         self.kind = pmui.Select(
-            label=_("show"), options={_("all kinds"): "", **{v: k for k, v in kinds().items()}},
+            label=_("show"),
+            options={_("all kinds"): "", **{v: k for k, v in trial_kinds().items()}},
             value="", width=150, size="small", margin=0,
         )  # fmt: skip
         self.table = pn.widgets.Tabulator(
