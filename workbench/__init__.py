@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from workbench.studio.session import Session
     from workbench.widgets import Workbench
 
-__all__ = ["charts", "engine", "open", "studio", "widgets", "zoo"]
+__all__ = ["charts", "engine", "open", "studio", "use_language", "widgets", "zoo"]
 
 _PACKAGES = frozenset({"amct", "amct_onnx", "app", "charts", "engine", "studio", "widgets", "zoo"})
 
@@ -51,6 +51,17 @@ def open(
 
         show_jobs(session)
     return session
+
+
+def use_language(language: str) -> None:
+    """Show widgets, charts and messages in ``language`` ("en", "zh") from here on.
+
+    Without this, ``WORKBENCH_LANGUAGE`` and the locale decide. Errors: ``ValueError`` for a
+    language that there is no text for.
+    """
+    from workbench.charts.text import use_language as choose
+
+    choose(language)
 
 
 def _widget(session: weakref.ref[Session], **options: Any) -> Workbench:

@@ -24,6 +24,7 @@ from workbench.app.window import WindowState
 from workbench.charts import text
 from workbench.charts.spoken import error_text, said
 from workbench.charts.text import _, ngettext, speaking
+from workbench.charts.words import parity_text
 from workbench.engine.errors import WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.project import Project
@@ -227,6 +228,18 @@ def test_words_of_jobs_and_layers_are_translated_where_they_are_shown(
     with speaking(text.catalogue("zh")):
         assert said(english) == chinese
     assert said(english) == english
+
+
+def test_a_parity_line_keeps_its_names_and_figures() -> None:
+    line = (
+        "torch ≈ deploy: 0.01% of the values differ by more than one step, "
+        "largest difference 3 (2 steps)"
+    )
+    with speaking(text.catalogue("zh")):
+        assert parity_text(line) == (
+            "torch ≈ deploy: 0.01% 的值相差超过一个量化步长, 最大差异 3（2 个量化步长）"
+        )
+    assert parity_text(line) == line
 
 
 def test_an_error_is_said_as_a_whole() -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from workbench.charts.spoken import said
 from workbench.charts.text import _
+
+
+def parity_text(text: str) -> str:
+    """A parity line, ``torch ≡ ONNX: largest difference 0.1 (0.2 steps)``, part by part."""
+    whole = said(text)
+    names, colon, figures = text.partition(": ")
+    if whole != text or not colon:
+        return whole
+    return names + colon + ", ".join(said(part) for part in figures.split(", "))
 
 
 def job_title(kind: str) -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import ipywidgets as w
 
 from workbench.charts import formats
-from workbench.charts.spoken import said
 from workbench.charts.text import _
-from workbench.charts.words import file_title
+from workbench.charts.words import file_title, parity_text
 from workbench.widgets.job_bar import JobBar
 from workbench.widgets.view import SessionView, button
 
@@ -84,7 +83,7 @@ def export_html(result: ExportResult, metric_name: str) -> str:
         )
     parity = "".join(
         f'<div class="{"wb-good" if line.ok else "wb-bad"}">{"✓" if line.ok else "✗"} '
-        f"{html.escape(said(line.text))}</div>"
+        f"{html.escape(parity_text(line.text))}</div>"
         for line in result.parity
     )
     titles = (
