@@ -323,7 +323,7 @@ def test_channels_go_and_the_rest_is_quantised(live: Session) -> None:
 # -- all of them --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["finetune", "sparse", "compressed"])
+@pytest.mark.parametrize("method", ["finetune", "compressed"])
 def test_stopped_and_resumed_is_the_same(tmp_path: Path, method: str) -> None:
     more = {"update_freq": 3} if method != "finetune" else {}
     arguments: dict[str, Any] = {"epochs": 1, "learning_rate": 0.01, "checkpoint_every": 5, **more}
@@ -351,10 +351,10 @@ def test_stopped_and_resumed_is_the_same(tmp_path: Path, method: str) -> None:
 
 
 def test_the_scripts_train_to_the_same_weights(
-    finetuned: Session, sparse: Session, combined: Session, tmp_path: Path
+    finetuned: Session, combined: Session, tmp_path: Path
 ) -> None:
     """Each in a folder of its own, one after the other in one fresh process."""
-    sessions = {"finetune": finetuned, "sparse": sparse, "compressed": combined}
+    sessions = {"finetune": finetuned, "compressed": combined}
     for method, session in sessions.items():
         script = session.script()
         assert f"session.train(method='{method}'" in script
