@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.charts import formats
+from workbench.charts.spoken import said
 from workbench.charts.text import _, ngettext
 from workbench.studio.columns import refusal
 from workbench.studio.pruning_state import PrunePlan, PruningState, Shrunk
@@ -124,7 +125,7 @@ def measure_advice(state: PruningState) -> str:
         )
     words = _(
         "What the loss would lose without the channel, by {samples} samples and {loss}."
-    ).format(samples=state.samples, loss=state.loss or _("the loss"))
+    ).format(samples=state.samples, loss=said(state.loss) or _("the loss"))
     if state.samples < FEW_SAMPLES:
         words = _("{words} More samples make the ranking steadier.").format(words=words)
     return words
