@@ -19,7 +19,7 @@ from workbench.charts import (
 )
 from workbench.charts.spoken import said
 from workbench.charts.text import _
-from workbench.charts.words import file_title, trial_kinds
+from workbench.charts.words import file_title, parity_text, trial_kinds
 from workbench.engine.errors import WorkbenchError
 from workbench.studio.project import not_writable, safe_name, write_whole
 from workbench.studio.report_page import Cell, ReportPage
@@ -268,7 +268,8 @@ def _export(page: ReportPage, session: Session) -> None:
     ]  # fmt: skip
     page.table(heads, (_file_row(file, name) for file in result.files))
     for line in result.parity:
-        page.paragraph(f"{'✓' if line.ok else '✕'} {said(line.text)}", "good" if line.ok else "bad")
+        text = f"{'✓' if line.ok else '✕'} {parity_text(line.text)}"
+        page.paragraph(text, "good" if line.ok else "bad")
 
 
 def _file_row(file: ExportedFile, name: str) -> list[Cell]:
