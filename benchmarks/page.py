@@ -113,6 +113,7 @@ def measure(browser: Any, address: str) -> list[Row]:
 
 def drag(page: Any) -> list[Row]:
     """The threshold line over 1,000 layers: counts in the browser, then what follows."""
+    page.wait_for_timeout(1500)  # the last toggle's chart is drawn
     line = page.locator(".shapelayer path").first.bounding_box()
     x, y = line["x"] + line["width"] * 0.62, line["y"] + line["height"] / 2
     page.evaluate(WATCH_DRAG)
