@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import onnxruntime
@@ -86,6 +87,7 @@ def test_training_and_the_trained_files(
 def test_a_sparse_training_for_good(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    project = shutil.copytree(project, tmp_path / "copy")  # its weights become others
     assert run("train", project, "--method", "compressed", "--use") == 2
     assert "--use does not go with --method compressed" in capsys.readouterr().err
     fast = ("--epochs", "1", "--json")

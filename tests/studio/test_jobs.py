@@ -362,5 +362,5 @@ def test_sources_that_cannot_be_opened_say_what_can(tmp_path: Path) -> None:
 
 
 def test_data_that_does_not_fit_is_said_in_words(tmp_path: Path) -> None:
-    with pytest.raises(JobFailed, match=r"8×8×3; the model may want 3×8×8: transpose\?"):
+    with pytest.raises(JobFailed, match=r"wants 3×any×any, the data has 8×8×3: transpose\?"):
         open_session(make_net(), data=[torch.randn(4, 8, 8, 3)], project=tmp_path / "p", threads=1)
