@@ -98,6 +98,19 @@ def plan_advice(state: PruningState, plan: PrunePlan) -> tuple[str, ...]:
         )
     if not plan.removed and plan.met:
         found.append(_("This plan removes nothing."))
+    near = measured_near(state, plan)
+    if (
+        plan.removed
+        and not state.aligned
+        and near is not None
+        and near.latency_ms > state.original.latency_ms
+    ):
+        found.append(
+            _(
+                "Fewer operations, but slower on this machine: its kernels compute channels in "
+                "blocks. Measure again with multiples of 16 channels."
+            )
+        )
     return tuple(found)
 
 
