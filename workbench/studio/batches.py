@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -153,8 +155,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
-            if sum(m.file_size for m in members) > FILE_LIMIT:
+            unfolded = sum(m.file_size for m in members)
+            if unfolded > FILE_LIMIT:
                 raise WrongValue(f"the file holds more than {FILE_LIMIT >> 30} GiB", where=where)
+            if unfolded > (free := psutil.virtual_memory().available):
+                raise WrongValue(
+                    f"the file unfolds to {unfolded >> 20:,} MB; {free >> 20:,} MB of memory are "
+                    "free",
+                    where=where,
+                    hint="Take fewer samples.",
+                )
             for member in members:
                 with archive.open(member) as stream:
                     version = np.lib.format.read_magic(stream)
@@ -173,7 +183,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
                     raise WrongValue(f"{member.filename} is shorter than it says", where=where)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError,
+        OSError,
+    ) as error:  # fmt: skip
         if isinstance(error, WrongValue):
             raise
         raise WrongValue(

@@ -58,8 +58,12 @@ def _of_onnx(path: Path) -> tuple[ExpectedInput, ...]:
         shape = None
         if kind.HasField("shape"):
             shape = tuple(d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name if kind.elem_type else ""
-        found.append(ExpectedInput(value.name, shape, dtype))
+        try:
+            numpy_type = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        except KeyError:  # undefined, or of a later version
+            found.append(ExpectedInput(value.name, shape, ""))
+        else:
+            found.append(ExpectedInput(value.name, shape, numpy_type.name))
     return tuple(found)
 
 

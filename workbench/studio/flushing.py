@@ -49,13 +49,14 @@ class ProjectFiles:
         self._edited_at = time.monotonic()
 
     def flush(self) -> None:
-        """Write them unless they are up to date. Errors: ``NotWritable``."""
+        """Write them unless they are up to date. Errors: ``NotWritable``, ``MissingFile``."""
         if self._project.read_only:
             return
         with self._lock:
             found = self._texts()
             if found is None or found.revision == self._written:
                 return
+            self._project.store.ensure_there()
             if found.config is not None:
                 write_whole(self._project.config_path, found.config.to_json())
             if found.ratios:
@@ -81,9 +82,10 @@ class ProjectFiles:
             return
         if time.monotonic() - self._edited_at > QUIET_SECONDS:
             self._edited_at = time.monotonic()
-            threading.Thread(target=self._quietly, daemon=True).start()
+            threading.Thread(target=self.try_flush, daemon=True).start()
 
-    def _quietly(self) -> None:
+    def try_flush(self) -> None:
+        """As ``flush``; what goes wrong is logged."""
         try:
             self.flush()
         except (WorkbenchError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from workbench.engine.errors import WrongValue
+from workbench.engine.errors import WorkbenchError, WrongValue
 from workbench.studio import jobtable, results
 from workbench.studio.project import STORE_NAME, Project
 from workbench.studio.state import JOB_KINDS, ErrorText, JobState
@@ -29,6 +30,8 @@ CANCEL_GRACE = 0.6
 """Seconds a worker has to stop by itself before it is ended."""
 
 WORKER_LOG = "worker.log"
+
+log = logging.getLogger("workbench.studio.jobs")
 
 
 class JobManager(ABC):
@@ -110,6 +113,16 @@ class ThreadManager(JobManager):
             target=_run_in_thread, args=(self.workspace, job), name=f"job {job}", daemon=True
         ).start()
 
+    def look_after(self, job: JobState) -> bool:
+        """As for any job; one whose end could not be written, as on a full disk, has failed."""
+        if (self.workspace.project.folder, job.id) not in _lost:
+            return super().look_after(job)
+        error = ErrorText(
+            "the job could not write its end, the project is safe",
+            "What was finished before is kept. Free some space on the disk and start it again.",
+        )
+        return jobtable.finish(self.store, job.id, "failed", error)
+
     def cancel(self, job: JobState) -> None:
         jobtable.request_cancel(self.store, job.id)
 
@@ -127,10 +140,17 @@ class ThreadManager(JobManager):
 def _run_in_thread(workspace: Workspace, job: int) -> None:
     from workbench.studio.running import run_job
 
-    claimed, kind, args = jobtable.claim(workspace.project.store, job, runner="thread")
-    if claimed:
-        run_job(workspace, claimed, kind, args)
+    try:
+        claimed, kind, args = jobtable.claim(workspace.project.store, job, runner="thread")
+        if claimed:
+            run_job(workspace, claimed, kind, args)
+    except WorkbenchError as error:
+        _lost.add((workspace.project.folder, job))
+        log.warning("job %d could not be kept: %s", job, error)
 
+
+_lost: set[tuple[Path, int]] = set()
+"""Jobs of this process whose thread is gone, and whose end is not in the table."""
 
 _workspaces: WeakValueDictionary[Path, Workspace] = WeakValueDictionary()
 _workspaces_lock = threading.Lock()

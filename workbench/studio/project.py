@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.engine.errors import MissingFile, WrongType, WrongValue
+from workbench.engine.errors import MissingFile, WorkbenchError, WrongType, WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.errors import NotWritable
 from workbench.studio.image_settings import ImageSettings, check_image_settings
@@ -24,6 +26,7 @@ SHRINK_STEPS = ("prune", "decompose")
 DATA_KINDS = ("zoo", "stored", "npz", "folder", "python", "none")
 TRAIN_KINDS = ("zoo", "live", "npz", "python", "none")
 MAX_NAME = 200
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 MODEL_FILES: Mapping[str, tuple[str, str]] = {
     "pt2": ("workbench.engine.graph.pt2_model", "load_exported_program"),
@@ -136,6 +139,7 @@ class Project:
             )
         settings = settings or ProjectSettings(name=path.name)
         check_settings(settings, where=str(path / TOML_NAME))
+        fresh = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:
@@ -148,6 +152,10 @@ class Project:
                 store.write_layers(layers, weight_ranges=weight_ranges, float_bytes=float_bytes)
             write_whole(path / TOML_NAME, to_toml(settings))
         except OSError as error:
+            if fresh:
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, WorkbenchError):
+                raise
             raise not_writable(path, error) from error
         return cls(path, settings, store)
 
@@ -254,6 +262,12 @@ def safe_name(text: str, *, default: str = "project") -> str:
 
 
 def not_writable(path: Path, error: OSError | None) -> NotWritable:
+    if error is not None and error.errno in DISK_FULL:
+        return NotWritable(
+            f"the disk is full ({error.strerror})",
+            where=str(path),
+            hint="Free some space and try again; nothing half-written is left.",
+        )
     reason = f" ({error.strerror or error})" if error else ""
     return NotWritable(
         f"the folder cannot be written{reason}",

@@ -41,8 +41,13 @@ def report_path(session: Session, path: str | os.PathLike[str] | None) -> Path:
 
 
 def write_report(session: Session, path: str | os.PathLike[str] | None) -> Path:
-    """Write the report, whole or not at all. Error: ``NotWritable``."""
+    """Write the report, whole or not at all.
+
+    Errors: ``NotWritable``; ``MissingFile`` where the project was deleted.
+    """
     target = report_path(session, path)
+    if path is None:
+        session.project.store.ensure_there()
     text = report_html(session)
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import threading
 import time
 from typing import Any
 
+from workbench.engine.errors import WorkbenchError
 from workbench.engine.events import (
     BracketMoved,
     CancelToken,
@@ -25,6 +27,8 @@ from workbench.studio.measurements import write_measurements
 from workbench.studio.store import Store, put_meta
 from workbench.studio.training_feed import EVENTS as TRAINING_EVENTS
 from workbench.studio.training_feed import TrainingFeed
+
+log = logging.getLogger("workbench.studio.jobs")
 
 FLUSH_SECONDS = 0.2
 BEAT_SECONDS = 0.1
@@ -181,6 +185,7 @@ class Heart:
     def __init__(self, store: Store, job: int, cancel: CancelToken, reporter: Reporter) -> None:
         self._store, self._job, self._cancel, self._reporter = store, job, cancel, reporter
         self._stop = threading.Event()
+        self._last = self._paused = 0.0
         self._thread = threading.Thread(target=self._run, name=f"job {job} heart", daemon=True)
 
     def __enter__(self) -> Heart:
@@ -192,21 +197,27 @@ class Heart:
         self._thread.join()
 
     def _run(self) -> None:
-        last = paused = time.monotonic()
+        self._last = self._paused = time.monotonic()
         while not self._stop.wait(BEAT_SECONDS):
-            if jobtable.cancel_requested(self._store, self._job):
-                self._cancel.cancel()
-                self._reporter.say_cancelling()
-            elif jobtable.pause_requested(self._store, self._job) != self._cancel.paused:
-                if self._cancel.paused:
-                    self._reporter.leave_out(time.monotonic() - paused)
-                    self._cancel.resume()
-                else:
-                    paused = time.monotonic()
-                    self._cancel.pause()
-            if time.monotonic() - last >= FLUSH_SECONDS:
-                last = time.monotonic()
-                self._reporter.flush()
+            try:
+                self._beat()
+            except WorkbenchError as error:  # a full disk: the job itself says so, if it stays full
+                log.debug("a beat of job %d was lost: %s", self._job, error)
+
+    def _beat(self) -> None:
+        if jobtable.cancel_requested(self._store, self._job):
+            self._cancel.cancel()
+            self._reporter.say_cancelling()
+        elif jobtable.pause_requested(self._store, self._job) != self._cancel.paused:
+            if self._cancel.paused:
+                self._reporter.leave_out(time.monotonic() - self._paused)
+                self._cancel.resume()
+            else:
+                self._paused = time.monotonic()
+                self._cancel.pause()
+        if time.monotonic() - self._last >= FLUSH_SECONDS:
+            self._last = time.monotonic()
+            self._reporter.flush()
 
 
 def trim_events(store: Store) -> None:

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from workbench.engine.errors import Cancelled, WorkbenchError
 from workbench.engine.events import CancelToken
 from workbench.studio import jobtable
@@ -15,6 +17,7 @@ from workbench.studio.formats import formats, quantize_modules
 from workbench.studio.history import remember
 from workbench.studio.inspecting import inspect
 from workbench.studio.kept_weights import use_weights
+from workbench.studio.project import DISK_FULL
 from workbench.studio.pruning import prune, prune_search
 from workbench.studio.reporter import Heart, Reporter, trim_events
 from workbench.studio.searching import search
@@ -75,9 +78,18 @@ def describe(problem: Exception, kind: str) -> ErrorText:
     if isinstance(problem, WorkbenchError):
         text = f"{problem.where}: {problem.message}" if problem.where else problem.message
         return ErrorText(text, problem.hint, details)
-    if isinstance(problem, MemoryError):
+    # On the CPU torch says it in a RuntimeError.
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(problem, RuntimeError) and "allocate memory" in str(problem)
+    ):
         return ErrorText(
             "there is not enough memory", "Use fewer or smaller calibration batches.", details
+        )
+    if isinstance(problem, OSError) and problem.errno in DISK_FULL:
+        return ErrorText(
+            f"the disk is full ({problem.strerror})",
+            f"Free some space and start the {kind} again; nothing half-written is left.",
+            details,
         )
     text = f"{type(problem).__name__}: {problem}" if str(problem) else type(problem).__name__
     return ErrorText(

@@ -418,11 +418,15 @@ class Session(
         return found
 
     def dispose(self) -> None:
-        """Write what is not written yet and let go of the project; the job goes on."""
+        """Write what is not written yet and let go of the project; the job goes on.
+
+        What cannot be written is logged: the edits are in the database, and letting go must work.
+        """
         if self._disposed:
             return
         try:
-            self.flush()  # takes the session's lock inside the files' own: never the other way
+            # Takes the session's lock inside the files' own: never the other way.
+            self._files.try_flush()
         finally:
             with self._lock:
                 if not self._disposed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +186,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own text tells how to run what is in there
+        raise WrongValue(
+            "the file holds pickled objects that are no tensors, and those are never loaded",
+            where=str(path),
+            hint="Save them with safetensors, or with torch.save(model.state_dict(), path).",
+        ) from error
     except Exception as error:  # every reader has its own zoo of errors; the file is at fault
         raise WrongValue(
             f"the weights cannot be read ({type(error).__name__}: {str(error)[:300]})",
@@ -250,15 +257,6 @@ def try_one_batch(loaded: LoadedSource, expected: Sequence[ExpectedInput] = ()) 
             ) from error
     if not _finite(output):
         loaded.notices.append("The float model's output holds NaN or infinity.")
-
-
-def _transpose_hint(inputs: Sequence[Tensor]) -> str:
-    for x in inputs:
-        if x.dim() == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-            size = "×".join(map(str, x.shape[1:]))
-            wanted = "×".join(map(str, (x.shape[3], x.shape[1], x.shape[2])))
-            return f"The file has {size}; the model may want {wanted}: transpose?"
-    return "Compare the data's shape and type with what the model expects."
 
 
 def _finite(output: Any) -> bool:

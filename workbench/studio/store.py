@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engine.errors import WrongValue
+from workbench.engine.errors import MissingFile, WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.columns import DEFAULT_RATIO, EDITABLE, trainable
 from workbench.studio.errors import NotWritable
@@ -112,6 +112,7 @@ class Store:
         self._connections: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._connections_lock = threading.Lock()
         self._closed = False
+        self._file: tuple[int, int] | None = None
         version = int(self.connection.execute("PRAGMA user_version").fetchone()[0])
         if version == 0 and not read_only:
             self._create()
@@ -125,9 +126,30 @@ class Store:
                 where=str(path),
                 hint="Open it with the version that wrote it, or start a new project folder.",
             )
+        self._file = _identity(path)
+
+    def ensure_there(self) -> None:
+        """``MissingFile`` when the file was deleted or replaced under the open project.
+
+        SQLite would go on writing to what no name leads to any more.
+        """
+        if self._file is not None and _identity(self.path) != self._file:
+            raise MissingFile(
+                "the project was deleted, moved or replaced while it was open",
+                where=str(self.path.parent),
+                hint="Put the folder back, or open another project; nothing more is kept here.",
+            )
 
     def _create(self) -> None:
         connection = self.connection
+        try:
+            self._write_schema(connection)
+        except sqlite3.OperationalError as error:
+            self.close()
+            raise self._disk_error(error) from error
+
+    @staticmethod
+    def _write_schema(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("BEGIN IMMEDIATE")
         # Another process may have been faster between our look and the lock.
@@ -172,6 +194,7 @@ class Store:
         return connection
 
     def _connect(self) -> sqlite3.Connection:
+        self.ensure_there()
         try:
             if not self.read_only:
                 connection = sqlite3.connect(
@@ -238,6 +261,7 @@ class Store:
                 where=str(self.path.parent),
                 hint="Copy the folder to a place you can write to and open the copy.",
             )
+        self.ensure_there()
         connection = self.connection
         try:
             connection.execute("BEGIN IMMEDIATE")
@@ -450,6 +474,15 @@ def put_meta(connection: sqlite3.Connection, values: Mapping[str, Any]) -> None:
         "INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
         [(key, json.dumps(value)) for key, value in values.items()],
     )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file this is, whatever its name; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def layer_from_json(text: str) -> LayerInfo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workbench.engine.errors import MissingFile, WrongValue
+from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
 from workbench.engine.export.float_onnx import to_onnx
 from workbench.engine.export.onnx_file import save_onnx
 from workbench.engine.graph.capture import capture
 from workbench.engine.graph.folding import FoldPlan
 from workbench.engine.graph.onnx_builder import HANDLERS
 from workbench.engine.graph.onnx_model import load_onnx_model
+from workbench.engine.graph.onnx_source import external_locations, read_onnx
+from workbench.studio.expected import expected_of_file
 from workbench.zoo import load
 
 # torch does not compute with these types, or says so in words of its own.
@@ -200,6 +203,32 @@ def test_external_data_stays_in_the_folder(tmp_path: Path, location: str) -> Non
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(WrongValue, match="outside the folder"):
         load_onnx_model(folder / "m.onnx")
+
+
+@pytest.mark.parametrize("location", ["a\0b", "a" * 2000, "a" * 300, "m.onnx", "", ".", "gone.bin"])
+def test_external_data_that_cannot_be_read(tmp_path: Path, location: str) -> None:
+    model = small(helper.make_node("MatMul", ["x", "w"], ["y"]))
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(WrongValue, match="is not valid|has no possible file name"):
+        load_onnx_model(tmp_path / "m.onnx")
+
+
+def test_any_damage_is_an_error_of_ours(tmp_path: Path) -> None:
+    good = small(helper.make_node("MatMul", ["x", "w"], ["y"])).SerializeToString()
+    random = np.random.default_rng(0)
+    path = tmp_path / "m.onnx"
+    for _ in range(300):
+        bad = np.frombuffer(good, np.uint8).copy()
+        places = random.integers(0, len(bad), random.integers(1, 4))
+        bad[places] = random.integers(0, 256, len(places))
+        path.write_bytes(bad.tobytes())
+        for read in (external_locations, expected_of_file, read_onnx):
+            with suppress(WorkbenchError):
+                read(path)
 
 
 def test_names_become_no_code(tmp_path: Path) -> None:

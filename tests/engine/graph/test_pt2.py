@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from workbench.engine.errors import MissingFile, WrongValue
+from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
 from workbench.engine.graph.capture import capture
 from workbench.engine.graph.pt2_archive import read_pt2
 from workbench.engine.graph.pt2_model import load_exported_program
@@ -174,6 +177,14 @@ def meta(**changes: Any) -> dict[str, Any]:
         (first_weight(meta(sizes=[{"as_int": 10**12}])), "too few for its shape"),
         (first_weight(meta(storage_offset={"as_int": -9})), "too few for its shape"),
         (first_weight(meta(dtype=99)), "'stem.0.weight' is not understood"),
+        (first_weight(meta(sizes=[{"as_int": -4}])), "cannot have the shape"),
+        (first_weight(meta(sizes=[{"as_int": 2**64}, {"as_int": 0}])), "cannot have the shape"),
+        (first_weight(meta(strides=[])), "cannot have the shape"),
+        (first_weight(meta(sizes=[{"as_int": 2**40}], strides=[{"as_int": 0}])), "unfolds to more"),
+        (
+            lambda n, c: (n, b'{"config": []}') if n.endswith("weights_config.json") else (n, c),
+            "its tensors by name",
+        ),
         (first_weight({"path_name": "../../etc/passwd"}), "'stem.0.weight' is not understood"),
         (lambda n, c: (n, b"{") if n.endswith("model.json") else (n, c), "is not JSON"),
         (lambda n, c: (n, b"[]") if n.endswith("model.json") else (n, c), "must hold an object"),
@@ -222,6 +233,43 @@ def test_hostile_programs(
 def test_nothing_unfolds(altered: Callable[..., Path]) -> None:
     with pytest.raises(WrongValue, match="compressed"):
         read_pt2(altered(lambda n, c: (n, c), compression=zipfile.ZIP_DEFLATED))
+
+
+def test_many_tensors_of_one_member_do_not_unfold(
+    altered: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apply(name: str, content: bytes) -> tuple[str, bytes]:
+        if name.endswith("_weights_config.json"):
+            data = json.loads(content)
+            entry = data["config"]["stem.0.weight"] | meta(
+                sizes=[{"as_int": 1000}], strides=[{"as_int": 0}]
+            )
+            data["config"] |= {f"again{i}": entry for i in range(500)}
+            content = json.dumps(data).encode()
+        return name, content
+
+    monkeypatch.setattr("workbench.engine.graph.pt2_archive.MAX_UNFOLDED", 1 << 12)
+    with pytest.raises(WrongValue, match="'again.*unfolds to more"):
+        read_pt2(altered(apply))
+
+
+def test_any_damage_is_an_error_of_ours(mixed: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    good = mixed[1].read_bytes()
+    random = Random(0)
+    bad = tmp_path / "bad.pt2"
+    for _ in range(150):
+        content = bytearray(good)
+        for _ in range(random.randint(1, 6)):
+            content[random.randrange(len(content))] = random.randrange(256)
+        bad.write_bytes(content[: random.choice((len(content), random.randrange(len(content))))])
+        with suppress(WorkbenchError):
+            read_pt2(bad)
+    # Each member says of itself that it is encrypted.
+    bad.write_bytes(
+        re.sub(rb"(PK\x01\x02.{4}).", lambda found: found[1] + b"\x01", good, flags=re.DOTALL)
+    )
+    with pytest.raises(WrongValue, match="encrypted"):
+        read_pt2(bad)
 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from onnx import external_data_helper, inliner, numpy_helper, shape_inference
 from workbench.engine.errors import MissingFile, WrongValue
 
 OLDEST_OPSET = 11
+MAX_LOCATION = 1024
 Array = NDArray[Any]
 
 
@@ -54,7 +55,7 @@ def read_onnx(path: str | Path) -> OnnxSource:
     try:
         onnx.checker.check_model(str(file))
         external_data_helper.load_external_data_for_model(model, str(file.parent))
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+    except (onnx.checker.ValidationError, OSError, ValueError, RuntimeError) as error:
         raise _wrong(file, f"it is not valid: {_first_line(error)}") from error
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -63,7 +64,7 @@ def read_onnx(path: str | Path) -> OnnxSource:
         hint = "Convert it with onnx.version_converter, or export it again."
         raise _wrong(file, f"its opset is {opset}; {OLDEST_OPSET} and later are read", hint)
     graph = model.graph
-    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    constants = {t.name: _array(file, t) for t in graph.initializer}
     return OnnxSource(
         path=file,
         opset=opset,
@@ -73,6 +74,13 @@ def read_onnx(path: str | Path) -> OnnxSource:
         constants=constants,
         shapes=dict(_shapes(model)),
     )
+
+
+def _array(file: Path, tensor: onnx.TensorProto) -> Array:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _wrong(file, f"the tensor {tensor.name[:80]!r} is not valid ({error})") from error
 
 
 def refuse_operators(source: OnnxSource, known: Mapping[str, object]) -> None:
@@ -91,9 +99,12 @@ def refuse_operators(source: OnnxSource, known: Mapping[str, object]) -> None:
 def external_locations(path: str | Path) -> list[str]:
     """Names of the files, relative to the model's folder, that hold its external tensors.
 
-    Errors: ``WrongValue`` for what is no ONNX file and for a place outside the folder.
+    Errors: ``MissingFile``; ``WrongValue`` for what is no ONNX file and for a place outside the
+    folder.
     """
     file = Path(path)
+    if not file.is_file():
+        raise MissingFile("there is no such file", where=str(file), hint="Check the path.")
     try:
         model = onnx.load(str(file), load_external_data=False)
     except DecodeError as error:
@@ -108,6 +119,8 @@ def _check_external(file: Path, model: onnx.ModelProto) -> list[str]:
         for entry in tensor.external_data:
             if entry.key != "location":
                 continue
+            if "\0" in entry.value or len(os.fsencode(entry.value)) > MAX_LOCATION:
+                raise _wrong(file, f"the data of {tensor.name[:80]!r} has no possible file name")
             target = os.path.realpath(os.path.join(folder, entry.value))
             if os.path.commonpath([folder, target]) != folder or os.path.isabs(entry.value):
                 raise _wrong(

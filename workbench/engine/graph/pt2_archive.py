@@ -8,6 +8,7 @@ of stored (not compressed) members, of which the sample inputs, a pickle, are le
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from workbench.engine.errors import MissingFile, WrongValue
 
 MAX_MEMBERS = 200_000
 MAX_JSON = 1 << 29
+MAX_UNFOLDED = 1 << 28
+"""Bytes that tensors may have beyond four times the file: shared and expanded ones are few."""
+
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError, EOFError, UnicodeDecodeError, OSError)
+"""What ``zipfile`` raises for a file that is damaged, or not as it writes them."""
+
 AGAIN = "Write it with torch.export.save(torch.export.export(model, inputs), path), torch 2.8 on."
 
 DTYPES: Mapping[int, torch.dtype] = {
@@ -69,7 +76,7 @@ def read_pt2(path: str | Path) -> Pt2Archive:
     try:
         with zipfile.ZipFile(file) as archive:
             return _read(file, archive)
-    except zipfile.BadZipFile as error:
+    except UNREADABLE as error:
         raise _wrong(file, f"it is not an exported program ({error})", AGAIN) from error
 
 
@@ -82,7 +89,7 @@ def read_program(path: str | Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             by_name, model = _members(file, archive)
             return _json(file, archive, by_name[model])
-    except zipfile.BadZipFile as error:
+    except UNREADABLE as error:
         raise _wrong(file, f"it is not an exported program ({error})", AGAIN) from error
 
 
@@ -95,6 +102,8 @@ def _members(file: Path, archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.Zi
     packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise _wrong(file, f"its member {packed[0]!r} is compressed; torch stores them", AGAIN)
+    if any(m.flag_bits & 1 for m in members):
+        raise _wrong(file, "it is encrypted", AGAIN)
     by_name = {m.filename.partition("/")[2]: m for m in members}
     models = [n for n in by_name if n.startswith("models/") and n.endswith(".json")]
     if len(models) != 1:
@@ -110,6 +119,7 @@ def _read(file: Path, archive: zipfile.ZipFile) -> Pt2Archive:
     title = Path(model).stem
     tensors: dict[str, Tensor] = {}
     trained: set[str] = set()
+    left = 4 * file.stat().st_size + MAX_UNFOLDED
     for folder, name in (
         ("data/weights/", f"{title}_weights_config.json"),
         ("data/constants/", f"{title}_constants_config.json"),
@@ -118,8 +128,11 @@ def _read(file: Path, archive: zipfile.ZipFile) -> Pt2Archive:
         if member is None:
             continue
         entries = _json(file, archive, member).get("config", {})
+        if not isinstance(entries, dict):
+            raise _wrong(file, f"{member.filename} must hold its tensors by name", AGAIN)
         for key, entry in entries.items():
-            tensors[key] = _tensor(file, archive, by_name, folder, key, entry)
+            tensors[key] = _tensor(file, archive, by_name, folder, key, entry, left)
+            left -= tensors[key].nbytes
             if entry.get("is_param"):
                 trained.add(key)
     return Pt2Archive(file, program, tensors, frozenset(trained))
@@ -144,7 +157,9 @@ def _tensor(
     folder: str,
     key: str,
     entry: Any,
+    left: int,
 ) -> Tensor:
+    """One tensor of the file, which may have ``left`` bytes."""
     try:
         if entry["use_pickle"]:
             raise _wrong(file, f"tensor {key!r} is pickled, which is not read", AGAIN)
@@ -157,12 +172,17 @@ def _tensor(
     except (KeyError, TypeError, ValueError) as error:
         what = f"the description of tensor {key!r} is not understood ({error!r})"
         raise _wrong(file, what, AGAIN) from error
-    raw = bytearray(archive.read(member))
-    if not all(n > 0 for n in sizes):
+    if len(strides) != len(sizes) or any(not 0 <= n < 1 << 63 for n in sizes):
+        raise _wrong(file, f"tensor {key!r} cannot have the shape {sizes}", AGAIN)
+    if 0 in sizes:
         return torch.empty(sizes, dtype=dtype)
+    raw = bytearray(archive.read(member))
     last = offset + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
     if min([offset, *strides, 0]) < 0 or (last + 1) * dtype.itemsize > len(raw):
         raise _wrong(file, f"tensor {key!r} has {len(raw)} bytes, too few for its shape {sizes}")
+    # A stride of 0 makes much of little, and any number of tensors can name one member.
+    if math.prod(sizes) * dtype.itemsize > left:
+        raise _wrong(file, f"tensor {key!r} unfolds to more than the file holds, as {sizes}")
     flat = torch.frombuffer(raw, dtype=dtype, count=len(raw) // dtype.itemsize)
     return flat.as_strided(sizes, strides, offset).contiguous()
 
