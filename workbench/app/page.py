@@ -19,7 +19,7 @@ from workbench.app.formats_tab import FormatsTab
 from workbench.app.frame import Frame
 from workbench.app.history_tab import HistoryTab
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _, error_text, said
 from workbench.app.inspect_tab import InspectTab
 from workbench.app.layers_tab import LayersTab
 from workbench.app.model_tab import ModelTab
@@ -34,6 +34,7 @@ from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
 from workbench.app.view import View
 from workbench.app.window import WindowState
+from workbench.engine.errors import WorkbenchError
 from workbench.studio.session import Session
 
 log = logging.getLogger("workbench.app.page")
@@ -189,6 +190,8 @@ class WorkbenchPage(View):
         try:
             with hold():
                 self.session.poll()
+        except WorkbenchError as error:  # a full disk, a project that was deleted
+            self.window.notice = error_text(error)
         except Exception:
             log.exception("the session could not be polled")
 
