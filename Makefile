@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 app: $(READY)
-	$(BIN)/panel serve apps/ --port $(PORT) --show
+	$(BIN)/panel serve apps/ --address localhost --port $(PORT) --show
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
+import json
 import logging
+import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +27,7 @@ from studio_models import make_data, make_net
 from workbench.app import uploads
 from workbench.app.new_project import NewProject, external_files, new_project
 from workbench.engine.errors import MissingFile, WrongValue
+from workbench.studio.errors import NotWritable
 from workbench.studio.image_settings import ImageSettings
 from workbench.studio.project import Project
 
@@ -68,6 +73,73 @@ def test_nothing_is_taken_without_the_login(tmp_path: Path) -> None:
     with running_server(command, f"http://localhost:{port}/login", tmp_path / "log"):
         assert send(f"http://localhost:{port}", "a.onnx", b"x" * 100)[0] == 403
     assert not (tmp_path / "files").exists()
+
+
+@pytest.mark.parametrize("step", ["begin", "write", "keep"])
+def test_a_full_disk_is_said_and_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """At the first byte, in the middle, and where the file gets its name."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    plain = tempfile.NamedTemporaryFile
+
+    def refuse(*_arguments: Any, **_named: Any) -> Any:
+        raise full
+
+    def small(*arguments: Any, **named: Any) -> Any:
+        file = plain(*arguments, **named)
+        monkeypatch.setattr(file, "write", refuse, raising=False)
+        return file
+
+    if step == "begin":
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", refuse)
+    elif step == "write":
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", small)
+    else:
+        monkeypatch.setattr(uploads.os, "replace", refuse)
+    answer = post_here("model.onnx", b"x" * 500_000)
+    assert answer.code == 507
+    assert json.loads(answer.body) == {
+        "error": "the server cannot keep the file: No space left on device"
+    }
+    assert not [p for p in home.rglob("*") if p.is_file()]
+    monkeypatch.undo()
+
+
+def post_here(name: str, body: bytes) -> Any:
+    """The answer of the upload route of a server in this process."""
+
+    async def send_it() -> Any:
+        from bokeh.server.auth_provider import NullAuth
+        from tornado.httpclient import AsyncHTTPClient
+        from tornado.httpserver import HTTPServer
+        from tornado.netutil import bind_sockets
+        from tornado.web import Application
+
+        application = Application(uploads.upload_routes())
+        application.auth_provider = NullAuth()  # type: ignore[attr-defined]
+        sockets = bind_sockets(0, "127.0.0.1")
+        server = HTTPServer(application)
+        server.add_sockets(sockets)
+        try:
+            return await AsyncHTTPClient().fetch(
+                f"http://127.0.0.1:{sockets[0].getsockname()[1]}/upload",
+                method="POST", body=body, headers={"X-Workbench-File": name}, raise_error=False,
+            )  # fmt: skip
+        finally:
+            server.stop()
+
+    return asyncio.run(send_it())
+
+
+def test_a_project_whose_files_find_no_room(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("workbench.app.new_project.shutil.copy2", refuse)
+    with pytest.raises(NotWritable, match="the disk is full"):
+        new_project("mine", "net.onnx", "data.npz")
+    assert not (files.parent / "projects" / "mine").exists()
 
 
 def test_bounds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,14 @@ from workbench.app.uploads import DATA, MODELS, files_folder, offered, offered_f
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
 from workbench.studio.expected import expected_of_file
 from workbench.studio.image_settings import ImageSettings
-from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec, is_project
+from workbench.studio.project import (
+    DataSpec,
+    Project,
+    ProjectSettings,
+    SourceSpec,
+    is_project,
+    not_writable,
+)
 from workbench.studio.trying import try_project
 
 METRICS = ("top1", "top5", "psnr", "cosine")
@@ -35,7 +42,7 @@ def new_project(
     ``data`` can be a folder of pictures, which stays where it is, read as ``images`` says.
     ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
     files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
-    allowed or taken, ``MissingFile``.
+    allowed or taken, ``MissingFile``, ``NotWritable``.
     """
     folder = project_folder(name)
     if is_project(folder):
@@ -65,9 +72,9 @@ def new_project(
         (folder / kept).mkdir(exist_ok=True, mode=0o750)
         for file in files:
             shutil.copy2(file, folder / kept / file.name)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise
+        raise not_writable(folder, error) from error
     finally:
         project.close()
     return folder

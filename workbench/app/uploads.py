@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,14 @@ def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
 
         async def prepare(self) -> None:
             self._file: Any = None
+            self._failed: OSError | None = None
             await super().prepare()
-            cookies = {name: morsel.value for name, morsel in self.cookies.items()}
-            with speaking(catalogue(preferred("", cookies, dict(self.request.headers)))):
+            with self._speaking():
                 self._begin()
+
+        def _speaking(self) -> AbstractContextManager[None]:
+            cookies = {name: morsel.value for name, morsel in self.cookies.items()}
+            return speaking(catalogue(preferred("", cookies, dict(self.request.headers))))
 
         def _begin(self) -> None:
             origin = self.request.headers.get("Origin")
@@ -99,10 +104,13 @@ def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
                 return self._refuse(400, reason)
             connection: Any = self.request.connection
             connection.set_max_body_size(largest())
-            files_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-                dir=files_folder(), prefix=".upload-", delete=False
-            )
+            try:
+                files_folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+                    dir=files_folder(), prefix=".upload-", delete=False
+                )
+            except OSError as error:
+                return self._refuse(507, _kept_not(error))
             return None
 
         def _refuse(self, status: int, reason: str) -> None:
@@ -110,15 +118,27 @@ def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
             self.finish({"error": reason})
 
         def data_received(self, chunk: bytes) -> None:
-            if self._file is not None:
+            if self._file is None or self._failed is not None:
+                return
+            try:
                 self._file.write(chunk)
+            except OSError as error:  # the rest is read and thrown away, so that the page hears why
+                self._failed = error
 
         def post(self) -> None:
-            self._file.close()
-            target = _unused(files_folder() / self._name)
-            os.replace(self._file.name, target)
+            try:
+                if self._failed is not None:
+                    raise self._failed
+                self._file.close()
+                target = _unused(files_folder() / self._name)
+                os.replace(self._file.name, target)
+            except OSError as error:
+                self._drop()
+                with self._speaking():
+                    return self._refuse(507, _kept_not(error))
             self._file = None
             self.finish({"name": target.name})
+            return None
 
         def on_connection_close(self) -> None:
             self._drop()
@@ -130,10 +150,17 @@ def upload_routes() -> list[tuple[str, Any, dict[str, Any]]]:
             """What did not arrive whole leaves nothing behind."""
             file, self._file = self._file, None
             if file is not None:
-                file.close()
+                with suppress(OSError):  # what was not written yet cannot be written now either
+                    file.close()
                 Path(file.name).unlink(missing_ok=True)
 
     return [(rf"/{ROUTE}", Upload, {})]
+
+
+def _kept_not(error: OSError) -> str:
+    return _("the server cannot keep the file: {reason}").format(
+        reason=error.strerror or type(error).__name__
+    )
 
 
 def _unused(path: Path) -> Path:
