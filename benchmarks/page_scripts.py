@@ -16,7 +16,7 @@ CLICK_UNTIL_DONE = (
 ([field, index]) => new Promise((resolve) => {"""
     + _ALL
     + """
-  const cell = () => all(`.tabulator-cell[tabulator-field='${field}']`)[index];
+  const cell = () => all(`.tabulator-cell[tabulator-field='${field}'] [role='checkbox']`)[index];
   const readout = () => all('.wb-readout').at(-1).innerText;
   const tick = cell().getAttribute('aria-checked'), text = readout();
   const start = performance.now();

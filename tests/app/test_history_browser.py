@@ -67,7 +67,7 @@ def test_history_from_filter_to_delete(
     assert not app_page.is_ticked(page, "head") and app_page.is_ticked(page, "body.a")
 
     # What the chart draws, as a picture and as figures.
-    chart = page.get_by_role("img", name="Chart of the layers")
+    chart = page.get_by_role("figure", name="Chart of the layers")
     for title, start in (
         ("the chart as a picture", b"\x89PNG"),
         ("the figures of the chart", "\ufeff".encode()),

@@ -57,7 +57,7 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     ratio = app_page.cell(page, "layer1.0.conv1", "prune_ratio")
     app_page.wait_until(lambda: float(ratio.inner_text()) > 0.4, what="the plan in the table")
     tick = app_page.cell(page, "layer1.0.conv1", "prune_enable")
-    assert tick.get_attribute("aria-checked") == "true"
+    assert app_page.checked(tick) == "true"
 
     tab(page, "Search")
     button(page, "Prune").click()

@@ -35,9 +35,9 @@ def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -
     app_page.wait_idle(page)
     layer = page.locator(".tabulator-cell[tabulator-field='name']").first.inner_text()
     tick = app_page.cell(page, layer, "retrain_enable")
-    assert tick.get_attribute("aria-checked") == "true"
+    assert app_page.checked(tick) == "true"
     tick.click()
-    app_page.wait_until(lambda: tick.get_attribute("aria-checked") == "false", what="unticked")
+    app_page.wait_until(lambda: app_page.checked(tick) == "false", what="unticked")
 
     open_train(page)
     page.get_by_text("layers are ticked for it").wait_for()
@@ -74,4 +74,4 @@ def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -
         assert (exports / f"{PROJECT}_qat_{kind}_model.onnx").stat().st_size > 10_000
     page.get_by_role("tab", name="Layers", exact=True).click()
     page.get_by_role("button", name="Undo").click()
-    app_page.wait_until(lambda: tick.get_attribute("aria-checked") == "true", what="undone")
+    app_page.wait_until(lambda: app_page.checked(tick) == "true", what="undone")

@@ -43,8 +43,14 @@ def quantised(page: Any) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def checked(cell: Any) -> str | None:
+    """What the check box in a cell says to a screen reader: "true" or "false"."""
+    value: str | None = cell.get_by_role("checkbox").get_attribute("aria-checked")
+    return value
+
+
 def is_ticked(page: Any, name: str) -> bool:
-    return cell(page, name, "quant_enable").get_attribute("aria-checked") == "true"
+    return checked(cell(page, name, "quant_enable")) == "true"
 
 
 def wait_idle(page: Any, *, seconds: float = 90.0) -> None:

@@ -42,7 +42,7 @@ class ScriptView(View):
             self.text.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
         self.copy.text = self.script
-        self.text.fill(f'<pre class="wb"><code>{escape(self.script)}</code></pre>')
+        self.text.fill(f'<pre class="wb" tabindex="0"><code>{escape(self.script)}</code></pre>')
 
     def __panel__(self) -> Any:
         return pn.Column(
@@ -90,7 +90,7 @@ class CodeTab(View):
             self.json = ""
             self.config.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
-        self.config.fill(f'<pre class="wb"><code>{escape(self.json)}</code></pre>')
+        self.config.fill(f'<pre class="wb" tabindex="0"><code>{escape(self.json)}</code></pre>')
 
     def __panel__(self) -> Any:
         return pn.Row(

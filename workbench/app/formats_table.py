@@ -11,7 +11,7 @@ import panel as pn
 import param
 
 from workbench.app.i18n import _
-from workbench.app.layer_table import CHOSEN, changed_cells, tick
+from workbench.app.layer_table import CHOSEN, TABLE, changed_cells, tick
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
@@ -101,10 +101,10 @@ class FormatsTable(View):
             titles=titles(),
             widths=WIDTHS,
             text_align={key: "right" for key in WIDTHS if key not in (CHOSEN, "name", WAY)},
-            formatters={CHOSEN: tick("☑", "☐")},
+            formatters={CHOSEN: tick("☑", "☐", _("select"))},
             layout="fit_data_stretch",
             theme="materialize",
-            configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
+            configuration=TABLE,
             sizing_mode="stretch_width",
             height=HEIGHT,
             margin=0,

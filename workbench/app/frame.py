@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from panel.util.parameters import edit_readonly
 from panel_material_ui.template.base import Meta, Page
 
+from workbench.app.i18n import _
 from workbench.app.style import THEME, page_sx
 
 NAME = "Compression Workbench"
+_ACCESS = Path(__file__).with_name("access.js")
 
 # Panel's module loader reads every module as text and puts it into a blob, which the browser
 # compiles anew at each visit. Nothing here needs it: the browsers we support have import().
@@ -23,6 +27,7 @@ _HEAD = """\
     Object.defineProperty(window, "importShim", { get: () => load, set: () => {} });
   })();
 </script>
+<script>{{ access }}</script>
 {% for url in modules %}<link rel="modulepreload" href="{{ url }}">
 {% endfor %}
 {% endblock %}
@@ -48,8 +53,14 @@ class Frame(Page):
             self.busy = False
 
     def server_doc(self, doc: Any = None, title: str | None = None, location: Any = True) -> Any:
-        """As Panel's, and the head names the modules that the page is drawn with."""
+        """As Panel's, and the head names the modules that the page is drawn with.
+
+        Its script for keyboards and screen readers has to see the first part that is drawn.
+        """
         doc = super().server_doc(doc, title, location)
         bundles = {root.esm for root in doc.roots if getattr(root, "bundle", None) == "url"}
         doc.template_variables["modules"] = sorted(bundles)
+        words = {"less": _("Less"), "more": _("More"), "progress": _("Progress")}
+        script = f"{_ACCESS.read_text('utf-8').strip()}({json.dumps(words)});"
+        doc.template_variables["access"] = script
         return doc

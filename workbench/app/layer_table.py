@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import panel as pn
+from panel.io.model import JSCode
 
 from workbench.app.i18n import _, said
 from workbench.app.rows import shown_layers
@@ -30,6 +32,17 @@ NO_DMQ = "—"
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RATIOS = (0.1, *STRENGTHS)
 SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
+# An editor opens by a click, not by the focus: the keyboard moves over the cells.
+TABLE = {"columnDefaults": {"headerSort": False}, "rowHeight": 28, "editTriggerEvent": "click"}
+_TICK = """\
+(cell, on, off, label) => {
+  const box = document.createElement("span");
+  box.setAttribute("role", "checkbox");
+  box.setAttribute("aria-label", label);
+  box.setAttribute("aria-checked", String(Boolean(cell.getValue())));
+  box.textContent = cell.getValue() ? on : off;
+  return box;
+}"""
 MOST_PATCHED = 32  # above this replacing the whole value is faster and keeps the scroll position
 
 STATE_ICONS = {
@@ -148,9 +161,10 @@ def menu(column: str) -> dict[str, Any]:
     return {SHORT.get(str(value), str(value)): value for value in OPTIONS[column]}
 
 
-def tick(on: str, off: str) -> dict[str, str]:
-    """Tabulator's formatter of a boolean; the cell says its state in ``aria-checked``."""
-    return {"type": "tickCross", "tickElement": on, "crossElement": off}
+def tick(on: str, off: str, label: str) -> JSCode:
+    """Tabulator's formatter of a boolean: a check box, ``label`` is its name for screen readers."""
+    texts = ", ".join(json.dumps(text) for text in (on, off, label))
+    return JSCode(f"(cell) => (({_TICK})(cell, {texts}))")
 
 
 def changed_cells(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, list[tuple[int, Any]]] | None:
@@ -194,10 +208,11 @@ class LayerTable(View):
             | dict.fromkeys(
                 ("parameters", "mac_share", RATIO, "error", "sqnr", "prune_sensitivity"), "right"
             ),
-            formatters={c: tick("✓", "·") for c in TICKS} | {CHOSEN: tick("☑", "☐")},
+            formatters={c: tick("✓", "·", titles()[c]) for c in TICKS}
+            | {CHOSEN: tick("☑", "☐", _("select"))},
             layout="fit_data_stretch",
             theme="materialize",
-            configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
+            configuration=TABLE,
             sizing_mode="stretch_width",
             height=312,
             margin=0,

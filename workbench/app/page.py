@@ -29,7 +29,7 @@ from workbench.app.search_parts import SearchParts
 from workbench.app.search_settings import SearchSettings
 from workbench.app.search_tab import SearchTab
 from workbench.app.style import page_sx
-from workbench.app.tab_bar import TabBar
+from workbench.app.tab_bar import TabBar, TabPanel
 from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
 from workbench.app.view import View
@@ -83,8 +83,8 @@ class WorkbenchPage(View):
         # A tab is built when it is first looked at: all nine would double the first paint. From
         # then on it is only hidden: a Tabulator that is built anew misses what changes meanwhile.
         self._places = [
-            pn.Column(sizing_mode="stretch_width", margin=0, visible=False)
-            for _name in self.tabs.names
+            TabPanel(name, sizing_mode="stretch_width", margin=0, visible=False)
+            for name in self.tabs.names
         ]
         self._show_tab()
         self.content = self._main()

@@ -59,7 +59,8 @@ function downloads(model, box) {
 export function render({ model, el }) {
   const box = document.createElement("div");
   box.style.cssText = `width:100%;height:${model.height}px`;
-  box.setAttribute("role", "img");
+  // A picture may hold nothing to press; a figure may.
+  box.setAttribute("role", model.config.displayModeBar === false ? "img" : "figure");
   box.setAttribute("aria-label", model.label);
   el.style.width = "100%";
   el.style.position = "relative";

@@ -65,7 +65,7 @@ CSS = """
 .wb-muted { color: var(--wb-muted); }
 .wb-good { color: var(--wb-good); }
 .wb-bad { color: var(--wb-bad); }
-.wb-name { font-weight: 600; font-size: 14px; white-space: nowrap; overflow: hidden;
+.wb-name { font-weight: 600; font-size: 14px; margin: 0; white-space: nowrap; overflow: hidden;
            text-overflow: ellipsis; }
 .wb-line { color: var(--wb-muted); font-size: 12px; white-space: nowrap; overflow: hidden;
            text-overflow: ellipsis; }
@@ -107,5 +107,8 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"]:hover { text-decoration: underline; }
+.tabulator-row .tabulator-cell:focus { outline: none; }
+.tabulator-row .tabulator-cell:focus-visible { outline: 2px solid var(--panel-primary-color);
+  outline-offset: -2px; }
 .tabulator-row .tabulator-cell[tabulator-field="selected"] { font-size: 15px; line-height: 1; }
 """

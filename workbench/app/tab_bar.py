@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import panel as pn
 import param
 from panel.custom import JSComponent
 
@@ -40,3 +41,18 @@ class TabBar(JSComponent):
             margin=0,
             **params,
         )
+
+
+class TabPanel(pn.Column):
+    """What a tab shows, called ``title`` by screen readers.
+
+    A name instead of ``aria-labelledby``: the tab lies in another shadow root.
+    """
+
+    def __init__(self, title: str, **params: Any) -> None:
+        super().__init__(**params)
+        self._title = title
+
+    def _get_properties(self, doc: Any) -> dict[str, Any]:
+        attributes = {"role": "tabpanel", "aria-label": self._title}
+        return {**super()._get_properties(doc), "html_attributes": attributes}

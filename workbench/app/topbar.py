@@ -125,8 +125,8 @@ class TopBar(View):
         summary = self.session.summary
         line = " · ".join(part for part in (summary.model, said(summary.data)) if part)
         self.title.fill(
-            f'<div class="wb-name" title="{escape(str(self.session.project.folder))}">'
-            f"{escape(self.session.project.name)}</div>"
+            f'<h1 class="wb-name" title="{escape(str(self.session.project.folder))}">'
+            f"{escape(self.session.project.name)}</h1>"
             f'<div class="wb-line" title="{escape(line)}">{escape(line or _("opening …"))}</div>'
         )
 
