@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def server(workbench_home: Path) -> Iterator[str]:
 
 @pytest.fixture
 def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
-    """``new_page(project)`` opens the workbench and waits for its table.
+    """``new_page(project)`` opens the workbench and waits for its table; its clock may be ahead.
 
     Requests that leave the machine and script errors fail the test at its end.
     """
@@ -43,9 +44,11 @@ def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
         if not request.url.startswith((server, server.replace("http", "ws"), "data:", "blob:")):
             faults.append(f"request to {request.url}")
 
-    def open_page(project: str, **options: Any) -> Any:
+    def open_page(project: str, days_ahead: int = 0, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         contexts.append(context)
+        if days_ahead:
+            context.clock.install(time=datetime.now() + timedelta(days=days_ahead))
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.on("request", request)
