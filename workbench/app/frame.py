@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _HEAD = """\
     Object.defineProperty(window, "importShim", { get: () => load, set: () => {} });
   })();
 </script>
-<script>{{ access }}</script>
+<script src="data:text/javascript;base64,{{ access }}"></script>
 {% for url in modules %}<link rel="modulepreload" href="{{ url }}">
 {% endfor %}
 {% endblock %}
@@ -62,5 +63,5 @@ class Frame(Page):
         doc.template_variables["modules"] = sorted(bundles)
         words = {"less": _("Less"), "more": _("More"), "progress": _("Progress")}
         script = f"{_ACCESS.read_text('utf-8').strip()}({json.dumps(words)});"
-        doc.template_variables["access"] = script
+        doc.template_variables["access"] = b64encode(script.encode()).decode()
         return doc
