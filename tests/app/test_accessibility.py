@@ -74,6 +74,17 @@ def tabs(page: Any) -> list[tuple[str, Callable[[], None]]]:
     return found + [(part, lambda part=part: show("Search", part)) for part in parts]
 
 
+def turn_dark(page: Any) -> None:
+    page.get_by_role("button", name="Toggle theme").click()
+    label = page.locator(".wb-readout dt").first
+    muted = f"rgb{tuple(bytes.fromhex(palette(True).muted[1:]))}"
+    app_page.wait_until(
+        lambda: label.evaluate("node => getComputedStyle(node).color") == muted,
+        what="the dark theme is drawn",
+    )
+    page.wait_for_timeout(1000)  # controls fade into it
+
+
 @pytest.mark.browser
 def test_axe_finds_nothing_on_any_tab_in_light_and_dark(new_page: NewPage, project: str) -> None:
     page = new_page(project)
@@ -88,7 +99,7 @@ def test_axe_finds_nothing_on_any_tab_in_light_and_dark(new_page: NewPage, proje
 
     for theme in ("light", "dark"):
         if theme == "dark":
-            page.get_by_role("button", name="Toggle theme").click()
+            turn_dark(page)
         for name, show in tabs(page):
             show()
             check(f"{name}, {theme}")
