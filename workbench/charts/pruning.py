@@ -63,10 +63,10 @@ def channel_sensitivity_chart(
     low = float(np.nanmin(logs, initial=_HIGHEST))
     ticks = [tick for tick in (-3, -2, -1, 0) if tick >= low]
     figure.add_heatmap(
-        z=logs,
+        z=_with_gaps(logs),
         x=np.arange(width),
         y=names,
-        customdata=np.dstack([channels, shown]),
+        customdata=np.dstack([channels, _with_gaps(shown)]),
         zmin=low,
         zmax=0.0,
         xgap=1 if width <= _WIDE else 0,
@@ -189,6 +189,13 @@ def channel_plan_chart(
     return figure
 
 
+def _with_gaps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
+    """None in place of NaN: in two dimensions a widget sends text, and JSON has no NaN."""
+    found = values.astype(object)
+    found[np.isnan(values)] = None
+    return found
+
+
 def sparse_weight_chart(
     before: npt.ArrayLike,
     after: npt.ArrayLike,
@@ -215,7 +222,7 @@ def sparse_weight_chart(
     for number, (what, weight) in enumerate(((_("before"), dense), (_("after"), sparse))):
         suffix = "2" if number else ""
         figure.add_heatmap(
-            z=np.where(weight == 0.0, np.nan, weight),
+            z=_with_gaps(np.where(weight == 0.0, np.nan, weight)),
             xaxis=f"x{suffix}",
             yaxis=f"y{suffix}",
             zmin=-largest,
