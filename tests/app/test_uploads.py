@@ -268,7 +268,7 @@ def test_from_upload_to_layers(
     page.get_by_text("x: any×3×8×8, float32").wait_for()
     page.get_by_label("data", exact=True).click()
     page.get_by_role("menuitem", name="birds").click()
-    page.get_by_label("cut from the middle").wait_for()
+    page.get_by_label("cut from the middle (0: all)", exact=True).wait_for()
     page.get_by_label("name", exact=True).fill("my net")
     page.get_by_role("button", name="Create project").click()
     page.wait_for_url("**?project=my+net")
