@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from studio_models import make_data, make_net
@@ -39,6 +40,7 @@ def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert session.layers["name"].tolist() == ["conv1", "conv2", "fc"]
     assert session.layers["eligible"].all()
     session.toggle("conv2")
+    session.name_graph(["image"], ["logits"], "n")
     session.export()
     assert session.summary.model == "net" and session.summary.metric_name == "top1"
     assert all(line.ok for line in session.exports.parity)
@@ -49,6 +51,10 @@ def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = tmp_path / "reproduced"
+    for path in (session.exports.files[1].path, made / "net_fake_quant_model.onnx"):
+        graph = onnx.load(path).graph
+        assert [value.name for value in (*graph.input, *graph.output)] == ["image", "logits"]
+        assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
     assert (made / "ptq.record.txt").read_bytes() == session.project.record_path.read_bytes()
     again = open_session(tmp_path / "p")
     assert again.layers["quant_enable"].tolist() == [True, False, True]

@@ -1,4 +1,4 @@
-"""What was written, what it measures in ONNX Runtime, whether the files agree, and the graphs."""
+"""Names for the files' graph, what was written and what it measures, and the graphs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
 from workbench.charts.words import file_title, parity_text
+from workbench.engine.export.float_onnx import BATCH, OPSET
 from workbench.studio.report import report_html, report_path
 from workbench.studio.session import Session
 from workbench.studio.state import ExportedFile, ExportResult, ParityLine
@@ -59,6 +60,10 @@ def _parity(line: ParityLine) -> str:
     if line.first_layer and not line.ok:
         text += " · " + _("first at {layer}").format(layer=line.first_layer)
     return f'<div class="{tone}">{mark} {escape(text)}</div>'
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text.strip() else []
 
 
 def export_result(result: ExportResult | None, metric_name: str, gone: Collection[str] = ()) -> str:
@@ -124,10 +129,39 @@ class ExportTab(View):
             size="small",
             margin=0,
         )
+        self.inputs = self._name_field(_("input names"), 260)
+        self.outputs = self._name_field(_("output names"), 260)
+        self.batch = self._name_field(_("name of the batch dimension"), 200)
+        self.batch.placeholder = BATCH
+        opset = _("for the next export; opset {n}").format(n=OPSET)
+        self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
         self.progress = ThemedHTML()
         self.result = ThemedHTML()
         self.watch(session, self.update, "exports", "job", "layers", "summary")
+        self.watch(session, self._show_names, "graph_names", "layers")
+        for field in (self.inputs, self.outputs, self.batch):
+            self.watch(field, self._name_graph, "value")
+        self._show_names()
         self.update()
+
+    def _name_field(self, label: str, width: int) -> Any:
+        return pmui.TextInput(label=label, width=width, size="small", margin=(4, 4))
+
+    def _show_names(self) -> None:
+        names = self.session.graph_names
+        self.inputs.param.update(
+            value=", ".join(names.inputs), placeholder=", ".join(self.session.input_names)
+        )
+        self.outputs.param.update(value=", ".join(names.outputs), placeholder=_("as in the model"))
+        self.batch.value = names.batch
+
+    def _name_graph(self) -> None:
+        wanted = (_listed(self.inputs.value), _listed(self.outputs.value), self.batch.value.strip())
+        names = self.session.graph_names
+        if wanted == (list(names.inputs), list(names.outputs), names.batch):
+            return
+        if self.act(lambda: self.session.name_graph(*wanted)):
+            self.window.notice = ""
 
     def update(self) -> None:
         job = self.session.job
@@ -149,6 +183,14 @@ class ExportTab(View):
                 self.progress,
                 margin=(6, 0),
                 styles={"align-items": "center", "gap": "12px"},
+            ),
+            pn.FlexBox(
+                self.inputs,
+                self.outputs,
+                self.batch,
+                self.hint,
+                margin=0,
+                styles={"align-items": "center", "gap": "8px"},
             ),
             self.result,
             self.graphs,

@@ -281,6 +281,9 @@ def _export(session: Session, given: argparse.Namespace) -> None:
                 hint="Run workbench train first.",
             )
         method = session.training.method
+    inputs, outputs, batch = given.input_names, given.output_names, given.batch_axis
+    if inputs or outputs or batch:
+        session.name_graph(inputs or (), outputs or (), batch or "")
     session.export(given.prefix, method=method)
 
 
@@ -397,6 +400,9 @@ COMMANDS: Mapping[str, Command] = {
                 "--prefix",
                 {"help": "folder and beginning of the file names (default: in the project)"},
             ),
+            Option("--input-names", {"nargs": "+", "help": "what the files call the inputs"}),
+            Option("--output-names", {"nargs": "+", "help": "what the files call the outputs"}),
+            Option("--batch-axis", {"help": "name of the dimension that may vary"}),
         ),
     ),
     "report": Command(

@@ -160,7 +160,7 @@ class CompressionFlow:
         run = self._run
         save_compressed_retrain_model(
             model, str(self._record), prefix, run.source.example,
-            on_event=run.report, cancel=run.cancel,
+            on_event=run.report, cancel=run.cancel, **run.graph_names(),
         )  # fmt: skip
         if self.wanted.quantise:
             return None

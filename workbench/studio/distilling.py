@@ -154,7 +154,7 @@ class DistillFlow:
         self._record.unlink(missing_ok=True)
         save_distill_model(
             model, prefix, run.source.example, str(self._record),
-            on_event=run.report, cancel=run.cancel,
+            on_event=run.report, cancel=run.cancel, **run.graph_names(),
         )  # fmt: skip
 
 

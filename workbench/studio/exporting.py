@@ -54,10 +54,10 @@ def export_prefix(project: Project, prefix: Any, method: str = "ptq") -> str:
     return os.path.join(os.path.abspath(folder or "."), safe_name(name, default="model"))
 
 
-def write_float(workspace: Workspace, prefix: str) -> Path:
+def write_float(workspace: Workspace, prefix: str, names: Mapping[str, Any]) -> Path:
     """``<prefix>_float_model.onnx``, the unquantised graph for side-by-side viewing."""
     path = Path(f"{prefix}_float_model.onnx")
-    save_onnx(to_onnx(workspace.capture(), None), str(path), suffix=".external")
+    save_onnx(to_onnx(workspace.capture(), None, **names), str(path), suffix=".external")
     return path
 
 

@@ -66,5 +66,5 @@ class FinetuneFlow:
         """Write the trained float model; its file."""
         path = Path(f"{prefix}_trained_model.onnx")
         captured = capture(model, self._run.source.example, on_event=self._run.report)
-        save_onnx(to_onnx(captured, None), str(path), suffix=".external")
+        save_onnx(to_onnx(captured, None, **self._run.graph_names()), str(path), suffix=".external")
         return {"trained": path}

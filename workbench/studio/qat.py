@@ -138,5 +138,5 @@ class QatFlow:
         run = self._run
         save_quant_retrain_model(
             str(self._config), model, str(self._record), prefix, run.source.example,
-            on_event=run.report, cancel=run.cancel,
+            on_event=run.report, cancel=run.cancel, **run.graph_names(),
         )  # fmt: skip

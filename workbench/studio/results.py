@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.studio.formats_state import read_formats, read_quantized, read_ways
+from workbench.studio.graph_names import KEY as GRAPH_NAMES
+from workbench.studio.graph_names import as_graph_names
 from workbench.studio.kept_weights import KEY as WEIGHTS
 from workbench.studio.kept_weights import read_weights_kept
 from workbench.studio.pins import as_pins
@@ -32,7 +34,7 @@ TRIAL_COLUMNS = (
 
 META_KEYS = (
     "figures", "ranking", "bracket", "exports", "inspected", "pins", "formats", "ways", "quantized",
-    "pruning", "decomposition", "shrunk", "origin", WEIGHTS,
+    "pruning", "decomposition", "shrunk", "origin", WEIGHTS, GRAPH_NAMES,
 )  # fmt: skip
 
 
@@ -162,6 +164,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "bracket": lambda value: None if value is None else (int(value[0]), int(value[1])),
     "exports": read_exports,
     "pins": as_pins,
+    GRAPH_NAMES: as_graph_names,
     "formats": read_formats,
     "ways": read_ways,
     "quantized": read_quantized,

@@ -15,6 +15,7 @@ import pandas as pd
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
 from workbench.studio.formats_script import formats_lines
+from workbench.studio.graph_names import graph_arguments
 from workbench.studio.image_settings import folder_text
 from workbench.studio.kept_weights import current
 from workbench.studio.project import MODEL_FILES, Project, safe_name
@@ -22,6 +23,7 @@ from workbench.studio.pruning_script import shrink_lines
 from workbench.studio.search_script import IMPORTS as SEARCH_IMPORTS
 from workbench.studio.search_script import Option, search_lines
 from workbench.studio.training_script import training_lines
+from workbench.studio.variants_script import variant_lines
 
 if TYPE_CHECKING:
     from workbench.studio.figures import Figures
@@ -45,12 +47,22 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     training = training_lines(project, table, options)
     modules = formats_lines(project)
     shrinking = shrink_lines(project, table)
-    imports = ["import json"] if options else []
+    named_variants = variant_lines(
+        project,
+        table,
+        lambda other: [
+            *_config_lines(other, figures, []),
+            *_option_lines(changed_options(other, figures)),
+        ],
+    )
+    uses_json = options or any("json.loads" in line for line in named_variants)
+    imports = ["import json"] if uses_json else []
     imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]
     imports += ["import workbench.engine as engine"]
     imports += [line for line in SEARCH_IMPORTS[1:] if search or training or modules or shrinking]
     source_imports, source_lines = _source(project, figures.batch_num)
+    named = graph_arguments(project.store)
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
         "",
@@ -68,10 +80,11 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         *_option_lines(options),
         *_balance_lines(table),
         "calibration = engine.quantize_model("
-        f"config, graph, record, model, batches[0]{_learning(table)}{_seed(settings.seed)})",
+        f"config, graph, record, model, batches[0]{named}{_learning(table)}{_seed(settings.seed)})",
         "for batch in batches:",
         "    calibration(*batch)",
         f"engine.save_model(graph, record, str(out / {name!r}))",
+        *named_variants,
         *training,
         *modules,
         *shrinking,

@@ -16,10 +16,12 @@ from workbench.studio import edits, jobtable, results
 from workbench.studio.columns import FLAGS, OPTIONS, checked, refusal
 from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
+from workbench.studio.export_control import ExportControl
 from workbench.studio.flushing import FileTexts, ProjectFiles
 from workbench.studio.following import Follower
 from workbench.studio.formats_control import FormatsControl
 from workbench.studio.formats_state import no_formats
+from workbench.studio.graph_names import GraphNames
 from workbench.studio.history_control import HistoryControl
 from workbench.studio.inspections import Inspection, stored_inspection
 from workbench.studio.project import Project
@@ -46,6 +48,7 @@ class Session(
     FormatsControl,
     PruningControl,
     HistoryControl,
+    ExportControl,
     param.Parameterized,
 ):
     """The live state a window binds to.
@@ -77,6 +80,7 @@ class Session(
     shrunk = param.Parameter(None, doc="The last smaller project that was made of this one.")
     origin = param.Parameter(None, doc="Of a smaller project: what it was made of, and how.")
     exports = param.Parameter(None, doc="What the last export wrote.")
+    graph_names = param.Parameter(GraphNames(), doc="Names that exports give the graph.")
     deletions = param.Integer(0, doc="How often rows were deleted from the history.")
     can_undo = param.Boolean(False)
     can_redo = param.Boolean(False)
@@ -133,7 +137,7 @@ class Session(
             updates |= self._follower.results(
                 updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
             )
-            if {"training", "quantized", "weights", "pruning", "shrunk"} & updates.keys():
+            if {"training", "quantized", "weights", "pruning", "shrunk", "graph_names"} & updates.keys():
                 self._files.outdated()
             self._tick = tick
             summary = self._follower.figures.summary(updates.get("layers", self.layers))
@@ -328,16 +332,6 @@ class Session(
             objective=objective,
             pareto_trials=pareto_trials,
         )
-
-    def export(self, prefix: str | None = None, *, method: str = "ptq", wait: bool = True) -> None:
-        """Write the ONNX files, measure them in ONNX Runtime and check that they agree.
-
-        ``prefix`` is a folder and the beginning of the file names; None: ``exports/<project>`` in
-        the project. ``method``: 'ptq', or that of a finished training ('qat', 'distill',
-        'finetune', 'sparse', 'compressed') for the network that it trained.
-        """
-        target = None if prefix is None else os.path.join(os.getcwd(), prefix)
-        self.start("export", wait=wait, prefix=target, method=method)
 
     def start(self, kind: str, *, wait: bool = False, **args: Any) -> None:
         """Start a job; with ``wait`` return when it is finished.

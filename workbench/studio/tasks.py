@@ -23,6 +23,8 @@ from workbench.engine.export.torch_module import to_fake_quant
 from workbench.engine.files.record import write_record
 from workbench.engine.files.sidecar import write_sidecar
 from workbench.engine.flows.calibration import Calibration
+from workbench.engine.graph.sources import input_names
+from workbench.studio.graph_names import read_graph_names
 from workbench.studio.measurements import settings_key
 from workbench.studio.project import write_whole
 from workbench.studio.reporter import Reporter
@@ -49,6 +51,10 @@ class Run:
     @property
     def source(self) -> LoadedSource:
         return self.workspace.source
+
+    def graph_names(self) -> dict[str, Any]:
+        """Arguments of the engine's exports: how the project wants its graph called."""
+        return read_graph_names(self.store).arguments(input_names(self.workspace.capture()))
 
 
 Task = Callable[[Run], None]
@@ -108,6 +114,7 @@ def ensure_open(workspace: Workspace, report: Reporter) -> None:
         "data": source.data_title,
         "metric_name": source.metric.name,
         "notices": notices,
+        "inputs": list(input_names(captured)),
     }
     if known != figures:
         store.put(figures=known)
@@ -276,6 +283,7 @@ def export(run: Run) -> None:
     project = run.workspace.project
     prefix = export_prefix(project, run.args.get("prefix"))
     require_eligible(run.workspace)
+    names = run.graph_names()
     wanted = run.workspace.configuration()
     _require_enabled(wanted)
     run.report.stage("calibrating")
@@ -286,11 +294,11 @@ def export(run: Run) -> None:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         with tempfile.TemporaryDirectory(dir=project.folder, prefix=".export-") as folder:
             modified = os.path.join(folder, "modified.onnx")
-            save_onnx(modified_onnx(calibration), modified, suffix=".external")
+            save_onnx(modified_onnx(calibration, **names), modified, suffix=".external")
             save_model(
                 modified, str(project.record_path), prefix, on_event=run.report, cancel=run.cancel
             )
-        float_path = write_float(run.workspace, prefix)
+        float_path = write_float(run.workspace, prefix, names)
     except OSError as error:
         from workbench.studio.project import not_writable
 

@@ -33,6 +33,7 @@ def export_trained(run: Run) -> None:
             hint=f"Run train(method={method!r}) to its end first.",
         )
     prefix = export_prefix(project, run.args.get("prefix"), method)
+    names = run.graph_names()
     run.report.stage("evaluating the float model")
     evaluate_float(run)
     run.report.stage("writing the files")
@@ -40,7 +41,7 @@ def export_trained(run: Run) -> None:
     try:
         Path(prefix).parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         floats = flow.save(model, prefix)
-        float_path = write_float(run.workspace, prefix)
+        float_path = write_float(run.workspace, prefix, names)
     except OSError as error:
         raise not_writable(Path(prefix).parent, error) from error
     if floats is None:

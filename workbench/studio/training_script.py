@@ -11,6 +11,7 @@ import pandas as pd
 
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.studio.columns import DEFAULT_RATIO, trainable
+from workbench.studio.graph_names import graph_lines
 from workbench.studio.project import Project, safe_name
 from workbench.studio.search_script import Option, open_lines, option_lines
 from workbench.studio.store import layer_from_json
@@ -57,6 +58,7 @@ def training_lines(project: Project, table: pd.DataFrame, options: Sequence[Opti
         *(_flag_lines(project, table) if "retrain_enable" in columns else ()),
         *(_prune_lines(table) if "prune_enable" in columns else ()),
         f"session.train({', '.join(_arguments(asked))})",
+        *graph_lines(project.store),
         f"session.export(str(out / {name!r}), method={method!r})",
     ]
 

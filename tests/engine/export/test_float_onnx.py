@@ -370,6 +370,18 @@ def test_names_and_axes(caplog):
             to_onnx(captured, None, dynamic_axes=axes)
 
 
+def test_a_name_is_taken_from_what_lies_inside_but_from_no_weight_or_output():
+    captured = capture(settle(Sizes()), (torch.randn(2, 3, 2, 2), torch.randn(2, 4)))
+    plain = to_onnx(captured, None)
+    inside = str(plain.graph[0].outputs[0].name)
+    made = to_onnx(captured, None, input_names=[inside])
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    assert made.graph.inputs[0].name == inside
+    for taken in ("fc.weight", "other", str(plain.graph.outputs[0].name)):
+        with pytest.raises(WrongState, match=r"input_names\[0\]: the name .* is that of another"):
+            to_onnx(captured, None, input_names=[taken])
+
+
 def test_weights_are_replaced_after_folding():
     model = settle(Residual())
     captured = capture(model, torch.randn(2, 3, 9, 9))

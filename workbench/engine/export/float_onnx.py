@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -77,8 +77,8 @@ def to_onnx(
     clean(model)
     _name_nodes(model, scopes, layers, taps)
     complete_outputs(model)
-    _rename(model.graph.inputs, input_names, "input_names")
-    _rename(model.graph.outputs, output_names, "output_names")
+    _rename(model, model.graph.inputs, input_names, "input_names")
+    _rename(model, model.graph.outputs, output_names, "output_names")
     _name_batch(model, dynamic_axes)
     common.ClearMetadataAndDocStringPass()(model)
     model.producer_name = "compression-workbench"
@@ -292,7 +292,9 @@ def _name_batch(model: ir.Model, dynamic_axes: DynamicAxes | None) -> None:
         rename_symbol(model, symbol, named)
 
 
-def _rename(values: Sequence[ir.Value], names: Sequence[str] | None, argument: str) -> None:
+def _rename(
+    model: ir.Model, values: Sequence[ir.Value], names: Sequence[str] | None, argument: str
+) -> None:
     if names is None:
         return
     if len(names) > len(values) or len(set(names)) != len(names):
@@ -301,8 +303,30 @@ def _rename(values: Sequence[ir.Value], names: Sequence[str] | None, argument: s
             "name may be used once.",
             where=argument,
         )
-    for value, name in zip(values, names, strict=False):
+    renamed = values[: len(names)]
+    others = {str(v.name): v for v in _values(model) if all(v is not one for one in renamed)}
+    for index, name in enumerate(names):
+        other = others.get(name)
+        if other is None:
+            continue
+        if other.is_initializer() or other.is_graph_input() or other.is_graph_output():
+            raise WrongState(
+                f"the name {name!r} is that of another input, output or weight of the model.",
+                where=f"{argument}[{index}]",
+            )
+        inside = f"{name}_inside"
+        while inside in others or inside in names:
+            inside += "_"
+        other.name = inside
+    for value, name in zip(renamed, names, strict=True):
         value.name = name
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        yield from node.outputs
 
 
 def _check_names(names: Sequence[str] | None, argument: str) -> None:
