@@ -4,7 +4,12 @@ from bokeh.server.urls import toplevel_patterns
 
 import workbench.app.serve  # noqa: F401  # with the server's start, not with the first visit
 from workbench.app.downloads import download_routes
+from workbench.app.exposure import warn_if_exposed
 from workbench.app.uploads import upload_routes
 from workbench.netron_server import panel_routes
 
 toplevel_patterns.extend([*panel_routes(), *download_routes(), *upload_routes()])
+
+
+def on_server_loaded(server_context: object) -> None:
+    warn_if_exposed()

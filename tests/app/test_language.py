@@ -17,7 +17,7 @@ from marked import OPEN, Marked, panel_texts, unmarked
 from panel.io.state import set_curdoc
 from studio_samples import make_layers
 
-from workbench.app import i18n, language
+from workbench.app import i18n
 from workbench.app.page import WorkbenchPage
 from workbench.app.project_picker import ProjectPicker
 from workbench.app.window import WindowState
@@ -191,19 +191,6 @@ def test_each_window_has_its_own_language_whoever_calls() -> None:
 def test_which_language_a_request_gets(asked: str, cookie: str, header: str, expected: str) -> None:
     cookies = {i18n.COOKIE: cookie} if cookie else {}
     assert i18n.preferred(asked, cookies, {"Accept-Language": header}) == expected
-
-
-def test_a_window_comes_back_as_it_was_and_only_once() -> None:
-    window = WindowState(pattern="conv", threshold=0.9, selected=("a",), tab=3, notice="gone")
-    ticket = language.keep(window)
-    found = language.take_back(ticket)
-    assert (found.pattern, found.threshold, found.selected, found.tab) == ("conv", 0.9, ("a",), 3)
-    assert found.notice == ""
-    assert language.take_back(ticket).pattern == ""
-    for _n in range(language.MOST_WAITING + 5):
-        last = language.keep(window)
-    assert language.take_back(last).pattern == "conv"
-    assert len(language._waiting) <= language.MOST_WAITING
 
 
 @pytest.mark.parametrize(

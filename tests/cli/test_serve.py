@@ -15,7 +15,6 @@ from servers import free_port, running_server
 from workbench.app.downloads import download_routes
 from workbench.app.uploads import upload_routes
 from workbench.cli import main
-from workbench.cli.serve import is_loopback
 from workbench.netron_server import panel_routes
 
 
@@ -93,11 +92,3 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         port = other.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
     assert f"port {port}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("host", False)],
-)
-def test_which_addresses_others_reach(address: str, loopback: bool) -> None:
-    assert is_loopback(address) is loopback

@@ -29,7 +29,7 @@ class DecomposeTab(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, SEARCH_TAB)
-        self.settings = DecomposeSettings()
+        self.settings = window.settings(DecomposeSettings)
         self.state = JobNotice(session, window, ("open", *KINDS))
         self.parts = [self.state]
         self.origin = ThemedHTML(margin=(8, 0, 0, 0), visible=False)

@@ -38,7 +38,6 @@ class FormatsTab(View):
         self.table = FormatsTable(session, window, self.update_selection)
         self.parts = [self.state, self.table]
         self._by_format = ways_by_format()
-        self._proposed = False
         small = {"size": "small", "margin": 0}
         self.measure = self._button(
             _("Measure formats"), "straighten", lambda: session.compare_formats(wait=False)
@@ -102,6 +101,9 @@ class FormatsTab(View):
             visible=False,
             **row,
         )  # fmt: skip
+        for name in ("format", "float_type", "shown"):
+            window.keep(f"formats.{name}", getattr(self, name))
+        self._proposed = self.float_type.value != "keep"
         self.watch(self.format, self._offer_algorithms, "value")
         self.watch(self.float_type, self.update, "value")
         self.watch(self.shown, self.update_errors, "value")

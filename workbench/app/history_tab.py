@@ -47,6 +47,8 @@ class HistoryTab(View):
             label=_("contains"), placeholder=_("layer, file, method …"), width=190, size="small",
             margin=0,
         )  # fmt: skip
+        window.keep("history.sort", self.sort)
+        window.keep("history.text", self.text)
         self.use = self._button(_("Open in Layers"), self.open_row)
         self.compare = self._button(_("Compare"), self.show_comparison)
         self.remove = self._button(_("Delete …"), self.ask, color="error")

@@ -78,6 +78,8 @@ class InspectTab(View):
         self.steps = pmui.IntInput(
             label=_("steps"), value=1000, start=1, end=1_000_000, width=110, **small
         )
+        window.keep("inspect.ada", self.ada)
+        window.keep("inspect.steps", self.steps)
         self.text = ThemedHTML(margin=(4, 0))
         self.histogram = Plot(go.Figure(), height=HEIGHT, label=_("Input and weights"))
         self.weights = Plot(go.Figure(), height=HEIGHT, label=_("Weights by output channel"))

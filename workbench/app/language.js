@@ -1,5 +1,4 @@
-// A menu of languages. The choice is kept in a cookie; then the page loads again, and the ticket
-// that the server answers with brings back what this window showed.
+// A menu of languages. The choice is kept in a cookie; then the page loads again.
 export function render({ model, el }) {
   const select = document.createElement("select");
   select.className = "wb-language";
@@ -16,11 +15,9 @@ export function render({ model, el }) {
   }
   select.value = model.language;
 
-  const [choice, window_] = model.cookies;
-  const remember = (name, value, seconds) => {
-    document.cookie = `${name}=${value}; path=/; max-age=${seconds}; samesite=lax`;
-  };
-  const load = () => {
+  select.addEventListener("change", () => {
+    select.disabled = true;
+    document.cookie = `${model.cookie}=${select.value}; path=/; max-age=31536000; samesite=lax`;
     const address = new URL(window.location.href);
     address.searchParams.delete("language");
     if (address.href === window.location.href) {
@@ -28,18 +25,6 @@ export function render({ model, el }) {
     } else {
       window.location.replace(address.href);
     }
-  };
-  let slow = 0;
-  select.addEventListener("change", () => {
-    select.disabled = true;
-    remember(choice, select.value, 31536000);
-    model.send_msg({ type: "choose" });
-    slow = window.setTimeout(load, 2000); // without the server's answer the language still changes
-  });
-  model.on("ticket", () => {
-    window.clearTimeout(slow);
-    remember(window_, model.ticket, 60);
-    load();
   });
   el.appendChild(select);
 }

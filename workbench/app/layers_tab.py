@@ -62,6 +62,7 @@ class LayersTab(View):
         )
         self.type = pmui.Select(label=_("type"), options={_("all"): ""}, width=130, **small)
         self.worst_k = pmui.IntInput(label=_("k"), value=3, start=1, end=10_000, width=92, **small)
+        window.keep("layers.k", self.worst_k)
         self.chosen = ThemedHTML(
             width=80,
             sizing_mode=None,
@@ -184,7 +185,9 @@ class LayersTab(View):
         kinds = list(dict.fromkeys(layers["type"])) if len(layers) else []
         options = {_("all"): "", **{kind: kind for kind in kinds}}
         if self.type.options != options:
-            self.type.options = options
+            self.type.param.update(
+                options=options, value=window.type if window.type in kinds else ""
+            )
         chosen = len(window.selected)
         text = ngettext("{n} selected", "{n} selected", chosen).format(n=chosen)
         self.chosen.fill(f'<span role="status">{escape(text)}</span>')

@@ -55,7 +55,7 @@ class WorkbenchPage(View):
     ) -> None:
         super().__init__(session, window or WindowState())
         window = self.window
-        self.settings = SearchSettings()
+        self.settings = window.settings(SearchSettings)
         self.picker = ProjectPicker()
         self.script = ScriptView(session, window, height=420)
         self.script_dialog = pmui.Dialog(  # filled when it is first opened

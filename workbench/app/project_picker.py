@@ -14,7 +14,6 @@ from workbench.app.i18n import _, language
 from workbench.app.language import LanguageSwitch
 from workbench.app.new_project import NewProject
 from workbench.app.projects import example_names, project_names
-from workbench.app.window import WindowState
 
 
 def picker_html(projects: list[str], examples: tuple[str, ...]) -> str:
@@ -69,5 +68,5 @@ class ProjectPicker:
             '<div class="wb-notice" role="alert">'
             f"<b>✕ {escape(message)}</b><br>{escape(hint)}</div>"
         )
-        switch = LanguageSwitch(WindowState(), language(), align="end")
+        switch = LanguageSwitch(language(), align="end")
         return pn.Column(switch, top, self.fill(), width=640, margin=(24, 24))

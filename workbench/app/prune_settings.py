@@ -14,15 +14,23 @@ from workbench.studio.pruning_control import MAX_RATIO
 from workbench.studio.pruning_state import MEASURES
 
 BATCHES = 32
+PLANS = ("search", "uniform", "columns")
 
 
 class PruneSettings(param.Parameterized):
-    """Arguments of ``Session.search_pruning`` as a person sets them."""
+    """Arguments of ``Session.search_pruning`` as a person sets them, and the plan looked at.
+
+    ``plan``: by ``target``, times fewer bit-operations, or one ``ratio`` of every layer, or
+    'columns', as in the Layers table.
+    """
 
     sensitivity: Any = param.Selector(default=MEASURES[0], objects=list(MEASURES))
     batches = param.Integer(default=BATCHES, bounds=(1, 100_000))
     max_ratio = param.Number(default=MAX_RATIO, bounds=(0.0, 1.0), inclusive_bounds=(False, False))
     aligned = param.Boolean(default=False)
+    plan: Any = param.Selector(default=PLANS[0], objects=list(PLANS))
+    target = param.Number(default=2.0)
+    ratio = param.Number(default=0.2)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Session.search_pruning``."""

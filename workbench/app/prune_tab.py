@@ -30,7 +30,6 @@ from workbench.studio.session import Session
 HEIGHT = 300
 ROW = 17
 KINDS = ("prune_search", "prune")
-FIRST_TARGET, FIRST_RATIO = 2.0, 0.2
 ALIGNED = {"align-items": "center", "gap": "8px"}
 
 
@@ -42,7 +41,7 @@ class PruneTab(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, SEARCH_TAB)
-        self.settings = PruneSettings()
+        self.settings = window.settings(PruneSettings)
         self.state = JobNotice(session, window, ("open", *KINDS))
         self.parts = [self.state]
         self.origin = ThemedHTML(margin=(8, 0, 0, 0), visible=False)
@@ -61,11 +60,12 @@ class PruneTab(View):
             options={
                 _("by target"): "search", _("one ratio"): "uniform", _("as in Layers"): "columns",
             },
-            value="search", size="small", width=310, margin=0,
+            value=self.settings.plan, size="small", width=310, margin=0,
         )  # fmt: skip
+        self.by.link(self.settings, value="plan")
         self.target = self._slider(_("bit-operations, times fewer"))
         self.ratio = self._slider(_("share of every layer that goes"))
-        self.ratio.visible = False
+        self._show_slider()
         self.use = self._button(_("Use in Layers"), "done_all", self._use)
         self.prune = self._button(_("Prune"), "content_cut", self._prune, variant="contained")
         self.numbers = ThemedHTML(margin=(6, 0, 0, 0))
@@ -110,7 +110,7 @@ class PruneTab(View):
         self.watch(self.by, self._chose_kind, "value")
         for slider in (self.target, self.ratio):
             self.watch(slider, self.update_plan, "value")
-            self.watch(slider, self.update_heat, "value_throttled")
+            self.watch(slider, self._let_go, "value_throttled")
         self.watch(session, self.update_measured, "pruning")
         self.watch(session, self.update_columns, "layers")
         self.watch(session, self.update_result, "shrunk", "origin", "summary")
@@ -139,9 +139,12 @@ class PruneTab(View):
         self.more.visible = not self.more.visible
         self.fold.label = _("Fewer settings") if self.more.visible else _("More settings")
 
-    def _chose_kind(self) -> None:
+    def _show_slider(self) -> None:
         self.target.visible = self.by.value == "search"
         self.ratio.visible = self.by.value == "uniform"
+
+    def _chose_kind(self) -> None:
+        self._show_slider()
         self.update_charts()
         self.update_running()
 
@@ -159,6 +162,15 @@ class PruneTab(View):
             else (pruning.uniform, self.ratio)
         )
         return plans[min(slider.value, len(plans) - 1)] if plans else pruning.original
+
+    def _let_go(self) -> None:
+        """The slider stays where it is: remember it, and draw what is too slow for every step."""
+        plan = self.chosen
+        if plan is not None and plan.kind != "columns":
+            self.settings.param.update(
+                **{"target" if plan.kind == "search" else "ratio": plan.target}
+            )
+        self.update_heat()
 
     def _use(self) -> None:
         plan = self.chosen
@@ -179,8 +191,8 @@ class PruneTab(View):
         pruning: PruningState | None = self.session.pruning
         self.details.visible = pruning is not None
         if pruning is not None:
-            _offer(self.target, pruning.plans, FIRST_TARGET, _times)
-            _offer(self.ratio, pruning.uniform, FIRST_RATIO, _share)
+            _offer(self.target, pruning.plans, self.settings.target, _times)
+            _offer(self.ratio, pruning.uniform, self.settings.ratio, _share)
             title = ngettext(
                 "{count} layer cannot lose channels", "{count} layers cannot lose channels",
                 len(pruning.blocked),

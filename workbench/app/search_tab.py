@@ -48,6 +48,7 @@ class SearchTab(View):
             options={_("size"): "size", _("bit-operations"): "bops", _("latency"): "latency"},
             width=300, value="size", size="small", margin=(0, 0, 0, 64),
         )  # fmt: skip
+        window.keep("search.cost", self.cost)
         self.pareto = Plot(
             self._pareto_figure(),
             height=HEIGHT - 30,

@@ -10,13 +10,15 @@ import panel as pn
 from bokeh.document import Document
 from bokeh.server.contexts import BokehSessionContext
 
+from workbench.app.connection import Connection
+from workbench.app.exposure import banner
 from workbench.app.frame import Frame
+from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, preferred, said, speak
-from workbench.app.language import TICKET_COOKIE, take_back
+from workbench.app.kept_window import TICKET_COOKIE, KeptWindow
 from workbench.app.page import POLL_MS, WorkbenchPage
 from workbench.app.project_picker import ProjectPicker
 from workbench.app.projects import DEFAULT_EXAMPLE, open_project
-from workbench.app.window import WindowState
 from workbench.engine.errors import WorkbenchError
 
 log = logging.getLogger("workbench.app.serve")
@@ -38,9 +40,10 @@ def workbench_page() -> Any:
     pn.extension("plotly", "tabulator", sizing_mode=None, notifications=False)
     cookies = pn.state.cookies
     speak(preferred(argument("language"), cookies, pn.state.headers))
-    window = take_back(cookies.get(TICKET_COOKIE, ""))
-    frame = Frame(window.dark)
-    steps = _build(frame, window, argument("project") or DEFAULT_EXAMPLE)
+    name = argument("project") or DEFAULT_EXAMPLE
+    window = KeptWindow(name, cookies.get(TICKET_COOKIE, ""))
+    frame = Frame(window.state.dark)
+    steps = _build(frame, window, name)
     document = pn.state.curdoc
     if document is None or document.session_context is None:
         for _step in steps:
@@ -74,11 +77,16 @@ def _connected(document: Document) -> bool:
     return session is not None and session.connection_count > 0
 
 
-def _build(frame: Frame, window: WindowState, name: str) -> Iterator[None]:
+def _build(frame: Frame, window: KeptWindow, name: str) -> Iterator[None]:
     """Fill the frame, in pieces of some 100 ms; what goes wrong is said in it."""
     try:
-        page = WorkbenchPage(open_project(name), window, frame)
-        poll = pn.state.add_periodic_callback(page.poll, POLL_MS, start=False)
+        page = WorkbenchPage(open_project(name), window.state, frame)
+
+        def tick() -> None:
+            page.poll()
+            window.write()
+
+        poll = pn.state.add_periodic_callback(tick, POLL_MS, start=False)
         pn.state.onload(poll.start)
         if pn.state.curdoc is not None:
             # No name of the served script may be needed here: its globals are gone by then.
@@ -86,13 +94,19 @@ def _build(frame: Frame, window: WindowState, name: str) -> Iterator[None]:
         yield
         frame.header = [page.topbar]
         yield
-        frame.main = [page.content]
+        frame.main = [*_warnings(), page.content, Connection(window.ticket)]
     except WorkbenchError as error:
         frame.main = [ProjectPicker().alone(said(error.message), said(error.hint))]
     except Exception as error:
         log.exception("the page of %r could not be built", name)
         hint = _("The server's log has the details: {error}").format(error=repr(error))
         frame.main = [ProjectPicker().alone(_("The page could not be built"), hint)]
+
+
+def _warnings() -> list[Any]:
+    text = banner()
+    shown = f'<div class="wb-notice" role="note">{escape(text)}</div>'
+    return [ThemedHTML(shown, margin=(6, 14))] if text else []
 
 
 def _end(page: WorkbenchPage, poll: Any) -> None:

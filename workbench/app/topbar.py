@@ -97,7 +97,7 @@ class TopBar(View):
             sx={"color": "inherit", "borderColor": "currentColor", "opacity": 0.85},
         )
         self.press(self.code, lambda: on_code())
-        self.language = LanguageSwitch(window, language(), margin=(0, 4), align="center")
+        self.language = LanguageSwitch(language(), margin=(0, 4), align="center")
         self.watch(session, self.update_numbers, "summary")
         self.watch(session, self.update_title, "summary", "layers")
         self.watch(session, self.update_undo, "can_undo", "can_redo")

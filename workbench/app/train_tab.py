@@ -34,7 +34,7 @@ class TrainTab(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, TRAIN_TAB)
-        self.settings = TrainSettings()
+        self.settings = window.settings(TrainSettings)
         self.state = JobNotice(session, window, ("open", "train", "weights"))
         self.masks = MaskView(session, window)
         self.parts = [self.state, self.masks]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
@@ -30,12 +29,10 @@ def serve(
         return 2
     if port is None:
         port = DEFAULT_PORT if is_free(address, DEFAULT_PORT) else free_port(address)
-    if not is_loopback(address) and not password:
-        print(
-            f"warning: {address} is reached from other machines, and nobody has to log in. "
-            "Set --password, or leave --address out.",
-            file=sys.stderr,
-        )
+    from workbench.app.exposure import TRUSTED, WARNING, is_loopback, open_to
+
+    if open_to([address], login=bool(password)):
+        print("warning: " + WARNING.format(address=address, variable=TRUSTED), file=sys.stderr)
     import secrets
 
     import panel as pn
@@ -60,13 +57,6 @@ def serve(
         **options,
     )
     return 0
-
-
-def is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def is_free(address: str, port: int) -> bool:
