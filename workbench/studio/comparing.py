@@ -14,6 +14,7 @@ from workbench.studio.table import SETTINGS
 FIGURES = ("metric", "loss", "size", "bops", "n_float", "share", "seconds")
 SEARCHED = ("all", "probe", "final")
 PLAIN = "quantised"
+FLOAT = "float"
 
 
 def trial_row(trials: pd.DataFrame, trial: int) -> Any:
@@ -37,15 +38,17 @@ def compare(trials: pd.DataFrame, first: int, second: int) -> pd.DataFrame:
     return compare_rows([trial_row(trials, number) for number in (first, second)], (first, second))
 
 
-def compare_rows(rows: Sequence[Any], titles: Sequence[Any]) -> pd.DataFrame:
+def compare_rows(
+    rows: Sequence[Any], titles: Sequence[Any], figures: Sequence[str] = FIGURES
+) -> pd.DataFrame:
     """Two rows with figures and layers side by side, as ``compare``; the columns are ``titles``."""
     done = [_done(row) for row in rows]
     # In the order of the trial that names the layer: that is the layers' own order.
     named = dict.fromkeys([*done[0], *done[1]])
     differing = [n for n in named if done[0].get(n, PLAIN) != done[1].get(n, PLAIN)]
-    index = [("figure", name) for name in FIGURES] + [("layer", name) for name in differing]
+    index = [("figure", name) for name in figures] + [("layer", name) for name in differing]
     columns = [
-        [row[name] for name in FIGURES] + [own.get(name, PLAIN) for name in differing]
+        [row[name] for name in figures] + [own.get(name, PLAIN) for name in differing]
         for row, own in zip(rows, done, strict=True)
     ]
     table = pd.DataFrame(index=pd.MultiIndex.from_tuples(index, names=["what", "name"]))
@@ -55,15 +58,19 @@ def compare_rows(rows: Sequence[Any], titles: Sequence[Any]) -> pd.DataFrame:
 
 
 def _done(row: Any) -> dict[str, str]:
-    """What a trial did with each layer that it did not simply quantise as generated."""
-    found = {
-        name: f"{PLAIN}: {', '.join(f'{column} {value}' for column, value in settings.items())}"
-        for name, settings in (row["settings"] or {}).items()
-    }
-    return {
-        **dict.fromkeys(row["float_layers"], "float"),
-        **{name: text for name, text in found.items() if name not in row["float_layers"]},
-    }
+    """What was done with each layer that was not simply quantised as generated.
+
+    ``other`` of a row are settings that a layer in float has too: of training and pruning.
+    """
+    floats, settings = set(row["float_layers"]), row["settings"] or {}
+    other = row.get("other") or {}
+    found = {}
+    for name in dict.fromkeys([*row["float_layers"], *settings, *other]):
+        own = {} if name in floats else settings.get(name, {})
+        said = [f"{column} {value}" for column, value in {**own, **other.get(name, {})}.items()]
+        what = FLOAT if name in floats else PLAIN
+        found[name] = f"{what}: {', '.join(said)}" if said else what
+    return found
 
 
 def trial_edits(table: pd.DataFrame, row: Any, generated: Mapping[str, Any]) -> list[CellEdit]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from workbench.engine.files.config import QuantConfig
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is known of a configuration: what it costs, its metric as predicted and as measured.
+
+    Units as in ``Summary``; ``metric`` is NaN where it was never evaluated.
+    """
+
+    config_hash: str
+    size: float
+    bops: float
+    predicted: float
+    metric: float
+
+
 class Figures:
     """Keeps the configuration in the engine's form, edit by edit, and what is known of it.
 
@@ -34,6 +49,7 @@ class Figures:
         self._columns: dict[str, list[Any]] = {}
         self._config: QuantConfig | None = None
         self._measured: dict[str, tuple[bool, float]] = {}
+        self._evaluated: dict[str, float] = {}
         self._known: Mapping[str, Any] = {}
         self._float_bytes = 0
         self._plain = self._cost = Cost(0, 0)
@@ -53,7 +69,7 @@ class Figures:
         self._batch_num = int(
             self._project.store.get("batch_num", settings.data.calibration_batches)
         )
-        self._measured = {}
+        self.forget()
         self._config = None
         if any(layer.eligible for layer in infos):
             self._config = ptq.from_columns(infos, self._columns, self.batch_num)
@@ -97,9 +113,13 @@ class Figures:
             if real or not self._measured.get(trial.config_hash, (False, NAN))[0]:
                 self._measured[trial.config_hash] = (real, trial.metric)
 
+    def learn_evaluations(self, found: Mapping[str, float]) -> None:
+        """Metrics that were measured in the background, by configuration hash."""
+        self._evaluated.update(found)
+
     def forget(self) -> None:
-        """The trials that ``learn`` was told of are gone."""
-        self._measured = {}
+        """What ``learn`` and ``learn_evaluations`` were told of may be gone."""
+        self._measured, self._evaluated = {}, {}
 
     def known(self, values: Mapping[str, Any]) -> None:
         self._known = values
@@ -144,27 +164,61 @@ class Figures:
             eligible=0 if empty else int(table["eligible"].sum()),
         )
 
+    @property
+    def analysed(self) -> bool:
+        """Is there what predictions and cheap evaluations need?"""
+        return not math.isnan(self.measured_float - _number(self._known.get("metric_all")))
+
+    def judge(self, table: pd.DataFrame) -> Judged:
+        """What is known of the configuration that ``table`` holds, whether it is the current one.
+
+        Errors: ``WorkbenchError`` while the layers are not known.
+        """
+        self.config()
+        columns = ptq.columns_of(table)
+        config = ptq.from_columns(self._infos, columns, self.batch_num)
+        cost = model_cost(self._by_name, config, self._float_bytes)
+        config_hash = ptq.config_hash(self._infos, columns, self.batch_num)
+        known = bool(self._float_bytes)
+        return Judged(
+            config_hash,
+            float(cost.size_bytes) if known else NAN,
+            float(cost.bit_operations) if known else NAN,
+            self._prediction(table),
+            self.measured(table, config_hash),
+        )
+
     def _metric(self, table: pd.DataFrame) -> tuple[float, bool]:
-        """(metric, is it a prediction): measured if this configuration was, else decision 18."""
+        """(metric, is it a prediction): measured if this configuration was."""
         if table.empty:
             return NAN, False
-        quantized = table["quant_enable"].to_numpy()
-        if not quantized.any():
-            return self.measured_float, False
-        found = self._measured.get(self.hash())
+        measured = self.measured(table, self.hash())
+        if not math.isnan(measured):
+            return measured, False
+        predicted = self._prediction(table)
+        return predicted, not math.isnan(predicted)
+
+    def measured(self, table: pd.DataFrame, config_hash: str) -> float:
+        """The metric of a configuration if it was evaluated, else NaN."""
+        if not table["quant_enable"].to_numpy().any():
+            return self.measured_float
+        found = self._measured.get(config_hash)
         if found is not None:
-            return found[1], False
+            return found[1]
+        return self._evaluated.get(config_hash, NAN)
+
+    def _prediction(self, table: pd.DataFrame) -> float:
+        """Decision 18: the drop of everything quantised, by each layer's share of the error."""
         drop = self.measured_float - _number(self._known.get("metric_all"))
         if math.isnan(drop):
-            return NAN, False
+            return NAN
+        quantized = table["quant_enable"].to_numpy()
         errors = table["error"].to_numpy()
         eligible = table["eligible"].to_numpy()
         total = float(np.sum(errors[eligible]))
         chosen = float(np.sum(errors[eligible & quantized]))
         share = chosen / total if total > 0 else float(quantized.sum() / max(1, eligible.sum()))
-        if math.isnan(share):
-            return NAN, False
-        return self.measured_float - drop * share, True
+        return self.measured_float - drop * share
 
 
 def _number(value: Any) -> float:

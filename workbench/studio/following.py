@@ -8,9 +8,10 @@ import pandas as pd
 
 from workbench.engine.errors import WrongValue
 from workbench.studio import edits, jobtable, results
-from workbench.studio.figures import Figures
+from workbench.studio.figures import Figures, Judged
 from workbench.studio.history import DELETIONS
 from workbench.studio.measurements import Measurement
+from workbench.studio.measuring import evaluations_since
 from workbench.studio.pins import read_pins
 from workbench.studio.project import Project
 from workbench.studio.pruning_state import PruningState
@@ -44,7 +45,7 @@ class Follower:
         self.row_of: dict[str, int] = {}
         self._measured: dict[tuple[str, str], Measurement] = {}
         self._measured_seq = 0
-        self._last_trial = 0
+        self._last_trial = self._last_evaluation = 0
         self._deletions = 0
         self._meta: dict[str, str] = {}
         self._pruning: PruningState | None = None
@@ -89,7 +90,7 @@ class Follower:
         table = build_table(self.infos, columns, store.weight_ranges(), self._measured, pins)
         table = with_sensitivity(table, self._pruning)
         self.figures.reset(self.infos, table)
-        self._last_trial = 0
+        self._last_trial = self._last_evaluation = 0
         can_undo, can_redo = edits.stacks(store)
         return {
             "trials": results.no_trials(),
@@ -100,14 +101,22 @@ class Follower:
             "can_redo": can_redo,
         }
 
-    def _with_cells(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+    def _edited(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+        """A new table with ``cells`` changed, and what was measured with these settings."""
         table = with_cells(table, cells)
         rows = sorted({row for c, (found, _) in cells.items() if c in SETTINGS for row in found})
-        if rows:
-            table = with_measurements(table, self._measured, rows)
+        return with_measurements(table, self._measured, rows) if rows else table
+
+    def _with_cells(self, table: pd.DataFrame, cells: Cells) -> pd.DataFrame:
+        table = self._edited(table, cells)
         changed = {row for found, _ in cells.values() for row in found}
         self.figures.edit(table, sorted(changed))
         return table
+
+    def judge(self, table: pd.DataFrame, cells: Cells) -> tuple[pd.DataFrame, Judged]:
+        """The table with ``cells`` changed, as if they were edited, and what is known of that."""
+        table = self._edited(table, cells)
+        return table, self.figures.judge(table)
 
     def results(
         self, table: pd.DataFrame, trials: pd.DataFrame, job: JobState | None
@@ -126,7 +135,7 @@ class Follower:
         deletions = int(self._store.get(DELETIONS, 0))
         if deletions != self._deletions:
             updates |= {"deletions": deletions, "trials": results.no_trials()}
-            self._deletions, self._last_trial = deletions, 0
+            self._deletions, self._last_trial, self._last_evaluation = deletions, 0, 0
             trials = updates["trials"]
             self.figures.forget()
         new = results.new_trials(self._store, self._last_trial)
@@ -134,6 +143,8 @@ class Follower:
             self._last_trial = new[-1].id
             updates["trials"] = results.with_trials(trials, new)
             self.figures.learn(new)
+        self._last_evaluation, found = evaluations_since(self._store, self._last_evaluation)
+        self.figures.learn_evaluations(found)
         for key, value in results.changed_meta(self._store, self._meta).items():
             if key == "figures":
                 self.figures.known(value)
@@ -143,6 +154,8 @@ class Follower:
             elif key == "pruning":
                 updates["pruning"] = self._pruning = value
                 updates["layers"] = with_sensitivity(updates.get("layers", table), value)
+            elif key == "variants":
+                updates["kept_variants"] = value
             else:
                 updates[key] = value
         return updates | self._training.updates()

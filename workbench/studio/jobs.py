@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from workbench.engine.errors import WorkbenchError, WrongValue
-from workbench.studio import jobtable, results
+from workbench.engine.errors import WorkbenchError, WrongState, WrongValue
+from workbench.studio import jobtable, measuring, results
+from workbench.studio.measuring import Measuring
 from workbench.studio.project import STORE_NAME, Project
 from workbench.studio.state import JOB_KINDS, ErrorText, JobState
 from workbench.studio.store import Store
@@ -62,6 +63,23 @@ class JobManager(ABC):
 
     @abstractmethod
     def histogram(self, name: str) -> LayerHistogram | None: ...
+
+    @property
+    def measures(self) -> bool:
+        """Whether edits can be evaluated in the background: not in the process of a notebook."""
+        return False
+
+    def measure(self, config_hash: str, *, asked: bool = False) -> None:
+        """Have this configuration evaluated behind everything else; see ``measuring``."""
+        raise WrongState(
+            "edits are evaluated in the background only where a worker process has the model",
+            where="measure",
+            hint="Use evaluate().",
+        )
+
+    def look_after_measuring(self, seen: Measuring) -> bool:
+        """See that a wanted evaluation has a process; True if it was lost, and that is noted."""
+        return False
 
     def look_after(self, job: JobState) -> bool:
         """Is the process of an active job still there?  True if it was not, and that is noted.
@@ -197,6 +215,26 @@ class WorkerManager(JobManager):
         if self.store.get("record_layers") and not (job is not None and job.active):
             ensure_worker(self.folder, self.store)
         return results.stored_histogram(self.store, name)
+
+    @property
+    def measures(self) -> bool:
+        return True
+
+    def measure(self, config_hash: str, *, asked: bool = False) -> None:
+        if measuring.ask(self.store, config_hash, asked=asked):
+            ensure_worker(self.folder, self.store)
+
+    def look_after_measuring(self, seen: Measuring) -> bool:
+        if worker_process(self.store) is not None:
+            return False
+        child = _children.get(self.folder)
+        if child is not None and child.poll() is None:
+            return False
+        if seen.state == "running" or (child is not None and child.returncode != 0):
+            measuring.step(self.store, seen.config_hash, "failed", error=measuring.DIED)
+            return True
+        ensure_worker(self.folder, self.store)
+        return False
 
 
 _children: dict[Path, subprocess.Popen[bytes]] = {}

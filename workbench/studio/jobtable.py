@@ -49,6 +49,12 @@ def _self(runner: str) -> tuple[int | None, float | None]:
     return os.getpid(), created_at(os.getpid())
 
 
+def is_queued(store: Store, *, runner: str) -> bool:
+    """Does a job wait for somebody to run it?"""
+    query = "SELECT 1 FROM jobs WHERE state = 'queued' AND runner = ? LIMIT 1"
+    return store.connection.execute(query, (runner,)).fetchone() is not None
+
+
 def claim(store: Store, job: int | None = None, *, runner: str) -> tuple[int, str, dict[str, Any]]:
     """Take the queued job for this process: (id, kind, arguments); id 0 if there is none."""
     where, values = ("AND id = ?", (runner, job)) if job is not None else ("", (runner,))

@@ -18,10 +18,12 @@ from workbench.studio.graph_names import KEY as GRAPH_NAMES
 from workbench.studio.graph_names import as_graph_names
 from workbench.studio.kept_weights import KEY as WEIGHTS
 from workbench.studio.kept_weights import read_weights_kept
+from workbench.studio.measuring import is_on, read_measuring
 from workbench.studio.pins import as_pins
 from workbench.studio.pruning_state import read_decomposition, read_pruning, read_shrunk
 from workbench.studio.state import Change, ExportedFile, ExportResult, ParityLine, Summary
 from workbench.studio.store import Cells, Store
+from workbench.studio.variants import read_kept
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.histograms import LayerHistogram
@@ -34,7 +36,8 @@ TRIAL_COLUMNS = (
 
 META_KEYS = (
     "figures", "ranking", "bracket", "exports", "inspected", "pins", "formats", "ways", "quantized",
-    "pruning", "decomposition", "shrunk", "origin", WEIGHTS, GRAPH_NAMES,
+    "pruning", "decomposition", "shrunk", "origin", WEIGHTS, GRAPH_NAMES, "measuring", "background",
+    "variants",
 )  # fmt: skip
 
 
@@ -172,6 +175,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "shrunk": read_shrunk,
     "origin": read_shrunk,
     WEIGHTS: read_weights_kept,
+    "measuring": read_measuring,
+    "background": is_on,
+    "variants": read_kept,
 }
 
 

@@ -24,12 +24,14 @@ from workbench.studio.formats_state import no_formats
 from workbench.studio.graph_names import GraphNames
 from workbench.studio.history_control import HistoryControl
 from workbench.studio.inspections import Inspection, stored_inspection
+from workbench.studio.measuring_control import MeasuringControl, Rest
 from workbench.studio.project import Project
 from workbench.studio.pruning_control import PruningControl
 from workbench.studio.state import Change, ErrorText, ExportResult, JobState, Summary
 from workbench.studio.steering import Steering
 from workbench.studio.training_control import TrainingControl
 from workbench.studio.training_state import Curves
+from workbench.studio.variants_view import VariantsView
 from workbench.studio.waiting import wait_for
 
 if TYPE_CHECKING:
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["Change", "ErrorText", "ExportResult", "JobState", "Session", "Summary"]
 
 LIVENESS_SECONDS = 0.5
+OTHER_TEXTS = {
+    "training", "quantized", "weights", "pruning", "shrunk", "kept_variants", "graph_names",
+}  # fmt: skip
+"""Params that the files of the project speak of besides the configuration."""
 
 
 class Session(
@@ -48,6 +54,7 @@ class Session(
     FormatsControl,
     PruningControl,
     HistoryControl,
+    MeasuringControl,
     ExportControl,
     param.Parameterized,
 ):
@@ -79,6 +86,9 @@ class Session(
     decomposition = param.Parameter(None, doc="The last decompose(dry_run=True), or None.")
     shrunk = param.Parameter(None, doc="The last smaller project that was made of this one.")
     origin = param.Parameter(None, doc="Of a smaller project: what it was made of, and how.")
+    kept_variants: Any = param.Parameter((), doc="Named variants of the configuration, by age.")
+    measuring: Any = param.Parameter(None, doc="What becomes of the background evaluation.")
+    background = param.Boolean(True, doc="Whether edits are evaluated in the background.")
     exports = param.Parameter(None, doc="What the last export wrote.")
     graph_names = param.Parameter(GraphNames(), doc="Names that exports give the graph.")
     deletions = param.Integer(0, doc="How often rows were deleted from the history.")
@@ -95,8 +105,10 @@ class Session(
         self._follower = Follower(project)
         self._last_liveness = 0.0
         self._files = ProjectFiles(project, self._texts)
+        self._rest = Rest()
         self._disposed = False
         self.config = ConfigView(self)
+        self.variants = VariantsView(self)
         self.poll()
 
     # -- reading ------------------------------------------------------------------------------
@@ -128,6 +140,7 @@ class Session(
             if tick == self._tick:
                 if not self._look_after_job():
                     self._files.when_quiet(self.revision)
+                    self._measure_at_rest(tick)
                     return False
                 tick, revision = store.head()
             updates: dict[str, Any] = {}
@@ -137,7 +150,7 @@ class Session(
             updates |= self._follower.results(
                 updates.get("layers", self.layers), updates.get("trials", self.trials), self.job
             )
-            if {"training", "quantized", "weights", "pruning", "shrunk", "graph_names"} & updates.keys():
+            if OTHER_TEXTS & updates.keys():
                 self._files.outdated()
             self._tick = tick
             summary = self._follower.figures.summary(updates.get("layers", self.layers))

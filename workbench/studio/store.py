@@ -24,7 +24,7 @@ from workbench.studio.measurements import Measurement, read_measurements, write_
 if TYPE_CHECKING:
     from workbench.engine.analysis.cost import Cost
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 _INSPECTIONS = (
     "CREATE TABLE IF NOT EXISTS inspections (name TEXT PRIMARY KEY, time REAL NOT NULL, "
@@ -39,6 +39,14 @@ _PRUNING = (
 _OUTCOMES = (
     "CREATE TABLE IF NOT EXISTS outcomes (job INTEGER PRIMARY KEY, facts TEXT, "
     "deleted INTEGER NOT NULL DEFAULT 0)"
+)
+_VARIANTS = (
+    "CREATE TABLE IF NOT EXISTS variants (name TEXT PRIMARY KEY, time REAL NOT NULL, "
+    "facts TEXT NOT NULL)"
+)
+_EVALUATIONS = (
+    "CREATE TABLE IF NOT EXISTS evaluations (id INTEGER PRIMARY KEY AUTOINCREMENT, "
+    "config_hash TEXT NOT NULL, metric REAL, seconds REAL NOT NULL)"
 )
 
 _SCHEMA = f"""
@@ -82,6 +90,8 @@ CREATE TABLE worker (id INTEGER PRIMARY KEY CHECK (id = 1), pid INTEGER, pid_cre
 {_PROFILES};
 {_CHANNELS};
 {_OUTCOMES};
+{_VARIANTS};
+{_EVALUATIONS};
 """
 
 _ADDED = {
@@ -174,6 +184,8 @@ class Store:
             connection.execute(_PROFILES)
             connection.execute(_CHANNELS)
             connection.execute(_OUTCOMES)
+            connection.execute(_VARIANTS)
+            connection.execute(_EVALUATIONS)
             connection.execute(f"PRAGMA user_version = {max(version, SCHEMA_VERSION)}")
 
     @property
@@ -438,6 +450,7 @@ class Store:
         """Drop what was found out about another model: trials, exports, figures."""
         with self.write() as connection:
             connection.execute("DELETE FROM trials")
+            connection.execute("DELETE FROM evaluations")
             connection.execute("DELETE FROM inspections")
             connection.execute("DELETE FROM profiles")
             connection.execute("DELETE FROM channels")
@@ -451,6 +464,7 @@ class Store:
                     "record_hash": "", "inspected": {}, "search": None, "training": None,
                     "formats": [], "ways": {}, "quantized": None,
                     "pruning": None, "decomposition": None, "shrunk": None,
+                    "measuring": None,
                 },
             )  # fmt: skip
 

@@ -12,17 +12,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.engine.errors import WorkbenchError
-from workbench.studio import jobtable
+from workbench.studio import jobtable, measuring
 from workbench.studio.project import Project
 from workbench.studio.store import Store
+
+if TYPE_CHECKING:
+    from workbench.studio.background import Background
 
 log = logging.getLogger("workbench.studio.worker")
 
 IDLE_SECONDS = float(os.environ.get("WORKBENCH_WORKER_IDLE", "300"))
 LOOK_SECONDS = 0.05
 BEAT_SECONDS = 1.0
+GIVE_WAY_SECONDS = 0.6
+"""What a background evaluation has to end by itself before the process begins anew."""
 
 
 def main(arguments: list[str]) -> int:
@@ -68,30 +74,54 @@ def leave(store: Store) -> bool:
 
 def serve(workspace: object) -> None:
     """Run jobs until nothing has happened for ``IDLE_SECONDS`` or the folder is gone."""
+    from workbench.studio.background import Background
     from workbench.studio.running import run_job
     from workbench.studio.workspace import Workspace
 
     assert isinstance(workspace, Workspace)
     store = workspace.project.store
+    background = Background(workspace)
     last = time.monotonic()
     while True:
-        job, kind, args = jobtable.claim(store, runner="worker")
-        if job:
-            run_job(workspace, job, kind, args)
+        if jobtable.is_queued(store, runner="worker"):
+            if not background.stop(GIVE_WAY_SECONDS):
+                if background.is_loading:
+                    continue
+                begin_anew(workspace.project)
+            measuring.drop(store)
+            job, kind, args = jobtable.claim(store, runner="worker")
+            if job:
+                run_job(workspace, job, kind, args)
             last = time.monotonic()
-        elif _serve_request(workspace):
+        elif _serve_request(workspace, background):
             last = time.monotonic()
+        elif not (workspace.project.folder / "project.toml").exists():
+            return
+        elif background.tend():
+            last = time.monotonic()
+            time.sleep(LOOK_SECONDS)
         elif time.monotonic() - last > IDLE_SECONDS:
             if leave(store):
                 return
             last = time.monotonic()
-        elif not (workspace.project.folder / "project.toml").exists():
-            return
         else:
             time.sleep(LOOK_SECONDS)
 
 
-def _serve_request(workspace: object) -> bool:
+def begin_anew(project: Project) -> None:
+    """Become a new process: what holds the model does not let go of it, and a job waits.
+
+    The number of the process stays, so that whoever started it still knows it.
+    """
+    log.info("a background evaluation did not end; beginning anew")
+    with project.store.write() as connection:
+        connection.execute("DELETE FROM worker WHERE pid = ?", (os.getpid(),))
+    sys.stderr.flush()
+    folder = str(project.folder)
+    os.execv(sys.executable, [sys.executable, "-m", "workbench.studio.worker", folder])
+
+
+def _serve_request(workspace: object, background: Background) -> bool:
     """Compute one layer's histograms if a window asks for it."""
     from workbench.studio.inspecting import compute_histogram
     from workbench.studio.workspace import Workspace
@@ -99,7 +129,7 @@ def _serve_request(workspace: object) -> bool:
     assert isinstance(workspace, Workspace)
     store = workspace.project.store
     row = store.connection.execute("SELECT name FROM requests ORDER BY time LIMIT 1").fetchone()
-    if row is None:
+    if row is None or not background.stop(LOOK_SECONDS):
         return False
     try:
         with workspace.lock:

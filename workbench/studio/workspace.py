@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio import ptq
 from workbench.studio.image_folder import ImageBatches
+from workbench.studio.measuring import CALIBRATION_SECONDS
 from workbench.studio.project import Project
 from workbench.studio.sources import LiveSource, LoadedSource, load_source
 
@@ -79,6 +81,10 @@ class Workspace:
         self._calibrations.clear()
 
     @property
+    def is_loaded(self) -> bool:
+        return self._captured is not None
+
+    @property
     def digest(self) -> str:
         if self._digest is None:
             self._digest = model_digest(self.source)
@@ -123,6 +129,7 @@ class Workspace:
         """A finished calibration of ``wanted``; the last two are kept."""
         found = self._calibrations.get(wanted.hash)
         if found is None:
+            start = time.perf_counter()
             first = self.source.calibration[0]
             found = Calibration(
                 self.capture(),
@@ -145,6 +152,7 @@ class Workspace:
                 found.model(*batch)
                 emit(on_event, Progress("calibration", done + 1, total))
             found.finalize()
+            self.project.store.put(**{CALIBRATION_SECONDS: time.perf_counter() - start})
         self.keep(wanted.hash, found)
         return found
 
@@ -153,6 +161,21 @@ class Workspace:
         self._calibrations.move_to_end(config_hash)
         while len(self._calibrations) > CALIBRATIONS_KEPT:
             self._calibrations.popitem(last=False)
+
+    def statistics_of(self, wanted: Configuration) -> Calibration | None:
+        """A kept calibration that has every layer of ``wanted`` with the same settings, if any.
+
+        It may have quantised more of them: good enough for a trial, not for a record.
+        """
+        exact = self._calibrations.get(wanted.hash)
+        if exact is not None:
+            return exact
+        layers = {name: wanted.config.layers[name] for name in wanted.config.enabled()}
+        for config_hash, kept in reversed(self._calibrations.items()):
+            if all(kept.config.layers.get(name) == entry for name, entry in layers.items()):
+                self._calibrations.move_to_end(config_hash)
+                return kept
+        return None
 
     def calibration_with(self, layer: str) -> tuple[str, Calibration, Record] | None:
         """(hash, calibration, record) of the newest kept calibration that has ``layer``."""

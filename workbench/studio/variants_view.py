@@ -1,0 +1,186 @@
+"""``session.variants``: named variants of the configuration, kept, taken up again and compared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import pandas as pd
+
+from workbench.engine.errors import WrongValue
+from workbench.studio import ptq, variants
+from workbench.studio.columns import EDITABLE
+from workbench.studio.comparing import compare_rows
+from workbench.studio.edits import CellEdit
+from workbench.studio.figures import Judged
+from workbench.studio.following import Follower
+from workbench.studio.project import Project
+from workbench.studio.store import Cells
+from workbench.studio.table import SETTINGS
+from workbench.studio.variants import KeptVariant
+
+CURRENT = "current"
+"""Title of the configuration as it is in a comparison."""
+
+FIGURES = ("metric", "predicted", "size", "bops", "n_float")
+OTHER = ("retrain_enable", "prune_enable", "prune_ratio")
+"""Columns that say nothing about the quantisation."""
+
+
+class Varied(Protocol):
+    """Of a session, what its variants need."""
+
+    project: Project
+    layers: pd.DataFrame
+    kept_variants: tuple[KeptVariant, ...]
+    _follower: Follower
+    _lock: threading.RLock
+
+    def poll(self) -> bool: ...
+    def _commit(self, cells: Sequence[CellEdit], label: str) -> None: ...
+
+
+class VariantsView:
+    """The project's variants by name, oldest first.
+
+    A variant holds what the Layers table lets one edit, for every layer. All windows of a project
+    share its variants; ``session.kept_variants`` can be watched. Errors of every call:
+    ``WrongValue`` for an unknown name or one that cannot be, ``NotWritable``.
+    """
+
+    def __init__(self, session: Varied) -> None:
+        self._session = session
+
+    def save(self, name: str, *, overwrite: bool = False) -> None:
+        """Keep the configuration as it is under ``name``; a name that is taken is refused.
+
+        ``overwrite``: it replaces the variant of that name.
+        """
+        name, session = variants.checked_name(name), self._session
+        session.poll()
+        with session._lock:
+            session._follower.figures.config()  # says it where there are no layers yet
+            table = session.layers
+        variants.save_variant(
+            session.project.store,
+            name,
+            table["name"].tolist(),
+            ptq.columns_of(table),
+            overwrite=overwrite,
+        )
+        session.poll()
+
+    def use(self, name: str) -> None:
+        """Make a variant the configuration, as one edit that can be undone.
+
+        Refused in words for a variant that was made for other layers.
+        """
+        session = self._session
+        session.poll()
+        with session._lock:
+            cells = [
+                CellEdit(column, rows, tuple(session.layers[column].iloc[list(rows)].tolist()), new)
+                for column, (rows, new) in self._cells(name).items()
+            ]
+            if cells:
+                session._commit(cells, f"variant {name}")
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a variant another name, which must be free."""
+        variants.rename_variant(self._session.project.store, name, variants.checked_name(new))
+        self._session.poll()
+
+    def delete(self, name: str) -> None:
+        """Delete a variant for good; the configuration stays as it is."""
+        variants.delete_variant(self._session.project.store, name)
+        self._session.poll()
+
+    def compare(self, first: str, second: str | None = None) -> pd.DataFrame:
+        """Two variants side by side, or with None a variant and the configuration as it is.
+
+        Rows as ``Session.compare`` has them, and ("figure", "predicted"): the metric as it is
+        predicted, beside the one that was measured, which is NaN where none was. The columns are
+        the names, and "current".
+        """
+        session = self._session
+        session.poll()
+        with session._lock:
+            names = [first, second]
+            rows = [self._row({} if name is None else self._cells(name)) for name in names]
+            place = session._follower.row_of
+        table = compare_rows(rows, [CURRENT if name is None else name for name in names], FIGURES)
+        layers = sorted(
+            (key for key in table.index if key[0] == "layer"), key=lambda key: place[key[1]]
+        )
+        return table.loc[[key for key in table.index if key[0] == "figure"] + layers]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a variant, oldest first, with its figures; ``problem`` says why it has none."""
+        session, found = self._session, []
+        for kept in session.kept_variants:
+            row: dict[str, Any] = {"name": kept.name, "time": kept.time, "problem": ""}
+            with session._lock:
+                try:
+                    facts = self._row(self._cells(kept.name))
+                    row |= {name: facts[name] for name in FIGURES}
+                except WrongValue as error:
+                    row |= dict.fromkeys(FIGURES, float("nan")) | {"problem": error.message}
+            found.append(row)
+        return pd.DataFrame(found, columns=["name", "time", *FIGURES, "problem"])
+
+    def changes(self, name: str) -> pd.DataFrame:
+        """The table of layers as it would be with a variant."""
+        with self._session._lock:
+            return self._judged(self._cells(name))[0]
+
+    def _cells(self, name: str) -> Cells:
+        """What of the configuration a variant would change."""
+        session = self._session
+        variant = variants.read_variant(session.project.store, name, session._follower.infos)
+        cells: Cells = {}
+        for column in EDITABLE:
+            now, wanted = session.layers[column].tolist(), variant.columns[column]
+            rows = tuple(i for i, (a, b) in enumerate(zip(now, wanted, strict=True)) if a != b)
+            if rows:
+                cells[column] = (rows, tuple(wanted[row] for row in rows))
+        return cells
+
+    def _judged(self, cells: Cells) -> tuple[pd.DataFrame, Judged]:
+        return self._session._follower.judge(self._session.layers, cells)
+
+    def _row(self, cells: Cells) -> Mapping[str, Any]:
+        """A configuration as ``compare_rows`` takes it."""
+        table, judged = self._judged(cells)
+        infos = self._session._follower.infos
+        columns, usual = ptq.columns_of(table), variants.usual_columns(infos)
+        changed: dict[str, dict[str, dict[str, Any]]] = {"settings": {}, "other": {}}
+        for kind, names in (("settings", SETTINGS), ("other", OTHER)):
+            for row, layer in enumerate(infos):
+                own = {c: columns[c][row] for c in names if columns[c][row] != usual[c][row]}
+                if own:
+                    changed[kind][layer.name] = own
+        floats = [x.name for x, on in zip(infos, columns["quant_enable"], strict=True) if not on]
+        left = table["eligible"].to_numpy() & ~table["quant_enable"].to_numpy()
+        return {
+            "metric": judged.metric,
+            "predicted": judged.predicted,
+            "size": judged.size,
+            "bops": judged.bops,
+            "n_float": int(left.sum()),
+            "float_layers": floats,
+            **changed,
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([kept.name for kept in self._session.kept_variants])
+
+    def __len__(self) -> int:
+        return len(self._session.kept_variants)
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __repr__(self) -> str:
+        return f"<variants: {', '.join(self) or 'none yet'}>"
