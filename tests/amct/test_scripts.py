@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 MODEL = """
 import torch
@@ -97,14 +96,7 @@ BASES = "workbench.amct.common.auto_calibration"
 
 def run(script: str, folder: Path) -> set[str]:
     (folder / "script.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = warm.run(["script.py"], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

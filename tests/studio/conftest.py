@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from studio_samples import make_layers
 from workers import end_worker
 
-from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec
+from workbench.studio import DataSpec, Project, ProjectSettings, Session, SourceSpec, jobs
 from workbench.studio.jobs import WorkerManager
 
 
@@ -47,6 +48,7 @@ def open_worker(
     here = str(Path(__file__).parents[1] / "support")
     monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
     monkeypatch.setenv("WORKBENCH_WORKER_IDLE", "20")
+    monkeypatch.setattr(jobs, "subprocess", warm.subprocess_of_forks())
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     folder = tmp_path / "p"
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 
 from workbench.engine.errors import WrongType, WrongValue
 from workbench.engine.files.record import read_record
@@ -92,13 +91,7 @@ def test_the_exported_record_and_the_script(
     record = read_record(session.project.record_path)
     held = {name for name, entry in record.layers.items() if entry.tensor_balance_factor}
     assert held == set(balanced)
-    done = subprocess.run(
-        [sys.executable, str(session.project.log_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run([str(session.project.log_path)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = tmp_path / "reproduced" / "ptq.record.txt"
     assert made.read_bytes() == session.project.record_path.read_bytes()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import warm
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from studio_samples import make_layers
@@ -172,10 +171,7 @@ def test_two_processes_edit_one_project(session: Session) -> None:
         "    session.toggle(name)\n"
         "session.dispose()\n"
     )
-    workers = [
-        subprocess.Popen([sys.executable, "-c", program, str(session.project.folder), *half])
-        for half in halves
-    ]
+    workers = [warm.Process(["-c", program, str(session.project.folder), *half]) for half in halves]
     for worker in workers:
         assert worker.wait(120) == 0
     assert session.poll()

@@ -6,13 +6,12 @@ import ast
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from format_models import OUTLIER, make_linear_data, make_linear_net
 from torch import nn
 
@@ -169,10 +168,7 @@ def test_the_script_does_it_again(live: Session, tmp_path: Path) -> None:
     ]
     (tmp_path / "log.py").write_text("\n".join(lines))
     support = str(Path(__file__).parents[1] / "support")
-    done = subprocess.run(
-        [sys.executable, "log.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=dict(os.environ, PYTHONPATH=support),
-    )  # fmt: skip
+    done = warm.run(["log.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": support})
     assert done.returncode == 0, done.stderr
     (again,) = (tmp_path / "reproduced").rglob("*_quantized")
     first = TensorFolder(before.folder)

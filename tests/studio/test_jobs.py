@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+import warm
 from studio_models import make_data, make_net, slow_metric
 
 from workbench.engine.errors import Cancelled, MissingFile, WorkbenchError, WrongValue
@@ -123,13 +124,7 @@ def test_the_script_gives_the_same_record_and_files_in_a_fresh_process(
     session.set_option(names[2:3], "wts_bits", 7)
     session.export()
     session.dispose()
-    done = subprocess.run(
-        [sys.executable, str(session.project.log_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run([str(session.project.log_path)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = tmp_path / "reproduced"
     assert (made / "ptq.record.txt").read_bytes() == session.project.record_path.read_bytes()
@@ -159,9 +154,7 @@ def test_a_live_project_opened_elsewhere_shows_results_and_asks_for_the_model(
         "except Exception as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False
-    )
+    done = warm.run(["-c", program, str(folder)])
     assert "made from a Net object of another Python process" in done.stdout, done.stderr
     assert "package.module:factory" in done.stdout
     again = open_session(make_net(), data=make_data(), project=folder, threads=1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
+import warm
 from hypothesis import given, settings
 
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongType, WrongValue
@@ -116,32 +117,29 @@ def _as_nobody(program: str, *arguments: str) -> subprocess.CompletedProcess[str
     prelude = "import os, sys\nimport workbench.studio\n"
     if os.getuid() == 0:
         prelude += "os.setgid(65534)\nos.setuid(65534)\n"
-    return subprocess.run(
-        [sys.executable, "-c", prelude + program, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
+    return warm.run(["-c", prelude + program, *arguments], cwd="/")
 
 
-def _reachable(folder: Path) -> None:
-    for parent in [folder, *folder.parents]:
-        if "pytest" in str(parent):
-            parent.chmod(0o755)
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A folder that every user may enter; another run of pytest shuts those of ``tmp_path``."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        Path(folder).chmod(0o755)
 
 
 def test_a_folder_without_write_permission_is_open_for_reading(
-    prepared: Callable[..., Project],
+    prepared: Callable[..., Project], reachable: Path
 ) -> None:
     project = prepared()
     session = Session(project)
     session.toggle(session.layers["name"].iloc[0])
     session.dispose()
-    _reachable(project.folder)
-    for file in project.folder.iterdir():
+    folder = shutil.copytree(project.folder, reachable / "p")
+    for file in folder.iterdir():
         file.chmod(0o444)
-    project.folder.chmod(0o555)
+    folder.chmod(0o555)
     program = (
         "from workbench.studio import open_session\n"
         "session = open_session(sys.argv[1])\n"
@@ -155,16 +153,16 @@ def test_a_folder_without_write_permission_is_open_for_reading(
         "    print(error)\n"
         "session.dispose()\n"
     )
-    done = _as_nobody(program, str(project.folder))
-    project.folder.chmod(0o755)
+    done = _as_nobody(program, str(folder))
+    folder.chmod(0o755)
     assert done.returncode == 0, done.stderr
     assert "open for reading only" in done.stdout
     assert "Copy the folder" in done.stdout
 
 
-def test_creating_where_one_may_not_write(tmp_path: Path) -> None:
-    _reachable(tmp_path)
-    tmp_path.chmod(0o555)
+@pytest.mark.parametrize("mode", [0o555, 0o444], ids=["may be read", "may not be entered"])
+def test_creating_where_one_may_not_write(reachable: Path, mode: int) -> None:
+    reachable.chmod(mode)
     program = (
         "from workbench.studio import Project\n"
         "try:\n"
@@ -172,8 +170,7 @@ def test_creating_where_one_may_not_write(tmp_path: Path) -> None:
         "except PermissionError as error:\n"
         "    print(error)\n"
     )
-    done = _as_nobody(program, str(tmp_path / "p"))
-    tmp_path.chmod(0o755)
+    done = _as_nobody(program, str(reachable / "p"))
     assert "cannot be written" in done.stdout, done.stderr
 
 

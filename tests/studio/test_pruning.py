@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import onnxruntime as ort
 import pytest
 import shrink_models
 import torch
+import warm
 from job_waiting import wait
 from safetensors.torch import load_file
 from studio_samples import make_layers
@@ -245,8 +244,7 @@ def test_the_script_makes_the_same_record_and_weights(
 ) -> None:
     folder = Path(made.folder)
     (tmp_path / "log.py").write_text(pruned.script(), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": SUPPORT, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "log.py"], cwd=tmp_path, env=environment, check=True)
+    warm.run(["log.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": SUPPORT}, check=True)
     again = tmp_path / "reproduced" / folder.name
     for name in ("weights.safetensors", "shrink/1-prune.record.txt", "shrink/1-prune.cfg"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()

@@ -6,13 +6,12 @@ import math
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm
 from job_waiting import done, wait
 from studio_models import counted_metric, make_chain, make_data
 
@@ -277,11 +276,7 @@ def test_the_script_runs_the_search_again_with_its_strategy_and_pins(tmp_path: P
     assert "strategy='Recover', sensitivity='SQNR'" in script
     assert f"session.pin([{names[0]!r}], True)" in script
     (tmp_path / "log.py").write_text(script, encoding="utf-8")
-    root = Path(__file__).parents[2]
-    subprocess.run(
-        [sys.executable, "log.py", "--search"], cwd=tmp_path, check=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    warm.run(["log.py", "--search"], cwd=tmp_path, check=True)
     again = tmp_path / "reproduced" / "ptq.record.txt"
     assert again.read_bytes() == session.project.record_path.read_bytes()
     assert (tmp_path / "reproduced" / "search" / "search-cache.jsonl").exists()

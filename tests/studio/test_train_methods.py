@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+import warm
 from job_waiting import wait
 from onnx import numpy_helper
 from studio_models import make_data, make_net, make_training, slow_training
@@ -374,8 +373,7 @@ def test_the_scripts_train_to_the_same_weights(
         "    runpy.run_path('log.py')\n"
     )
     support = str(Path(__file__).parents[1] / "support")
-    environment = {**os.environ, "PYTHONPATH": support, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", run], env=environment, check=True)
+    warm.run(["-c", run], env={**os.environ, "PYTHONPATH": support}, check=True)
     for method, session in sessions.items():
         folder = tmp_path / method / "reproduced" / "training"
         again = torch.load(folder / f"{method}.pth", weights_only=True)

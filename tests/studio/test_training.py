@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+import warm
 from job_waiting import wait
 from studio_models import make_data, make_net, make_training, slow_training
 from torch import nn
@@ -197,8 +196,7 @@ def test_the_script_trains_to_the_same_record(trained: Session, tmp_path: Path) 
         f"from studio_models import make_net, make_training\n{filled}", encoding="utf-8"
     )
     support = str(Path(__file__).parents[1] / "support")
-    environment = {**os.environ, "PYTHONPATH": support, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "log.py"], cwd=tmp_path, env=environment, check=True)
+    warm.run(["log.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": support}, check=True)
     again = tmp_path / "reproduced" / "training" / "qat.record.txt"
     assert again.read_bytes() == record_of(trained)
 

@@ -131,7 +131,8 @@ class Project:
         ``WrongValue`` when there is a project already.
         """
         path = Path(folder).expanduser().absolute()
-        if (path / TOML_NAME).exists():
+        # Unlike Path.exists, False for what lies in a folder that may not be entered.
+        if os.path.exists(path / TOML_NAME):
             raise WrongValue(
                 "there is a project in this folder already",
                 where=str(path),
@@ -139,7 +140,7 @@ class Project:
             )
         settings = settings or ProjectSettings(name=path.name)
         check_settings(settings, where=str(path / TOML_NAME))
-        fresh = not path.exists()
+        fresh = not os.path.exists(path)
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:

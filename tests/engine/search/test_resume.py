@@ -1,14 +1,13 @@
 """Kill -9 in the middle of a search, start again: nothing is evaluated twice."""
 
 import json
-import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import search_case
+import warm
 from search_case import Sampled, Whole, read_log, search
 
 from workbench.engine.search.cache import TrialCache
@@ -17,12 +16,7 @@ DAMAGE, MAX_LOSS = {"2": 0.02, "8": 0.03}, 0.01
 
 
 def life(kind: str, folder: Path, die_at: str, strategy: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, search_case.__file__, kind, str(folder), die_at, strategy],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    return warm.run([search_case.__file__, kind, str(folder), die_at, strategy])
 
 
 @pytest.mark.parametrize(
