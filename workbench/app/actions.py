@@ -100,12 +100,6 @@ class Actions(View):
             self.analyse,
             self.search,
             self.export,
-            margin=0,
-            styles={
-                "align-items": "center",
-                "position": "absolute",
-                "right": "12px",
-                "top": "6px",
-                "z-index": "3",
-            },
+            margin=(0, 12, 0, 12),
+            styles={"align-items": "center", "margin-left": "auto"},
         )

@@ -15,6 +15,7 @@ from workbench.app.graph_view import GraphView
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
+from workbench.app.style import ALIGNED
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
@@ -131,7 +132,7 @@ class ExportTab(View):
         )
         self.inputs = self._name_field(_("input names"), 260)
         self.outputs = self._name_field(_("output names"), 260)
-        self.batch = self._name_field(_("name of the batch dimension"), 200)
+        self.batch = self._name_field(_("name of the batch dimension"), 230)
         self.batch.placeholder = BATCH
         opset = _("for the next export; opset {n}").format(n=OPSET)
         self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
@@ -182,7 +183,7 @@ class ExportTab(View):
                 self.report,
                 self.progress,
                 margin=(6, 0),
-                styles={"align-items": "center", "gap": "12px"},
+                styles=ALIGNED,
             ),
             pn.FlexBox(
                 self.inputs,
@@ -190,7 +191,7 @@ class ExportTab(View):
                 self.batch,
                 self.hint,
                 margin=0,
-                styles={"align-items": "center", "gap": "8px"},
+                styles=ALIGNED,
             ),
             self.result,
             self.graphs,

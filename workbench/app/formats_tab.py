@@ -13,6 +13,7 @@ from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
+from workbench.app.style import ALIGNED
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
@@ -26,7 +27,6 @@ HEIGHT = 268
 MOST_FORMATS = 5
 MOST_LAYERS = 14
 SHOWN = ["int8", "float8", "int4", "int4 g32", "mxfp4"]
-ALIGNED = {"align-items": "center", "gap": "8px"}
 
 
 class FormatsTab(View):

@@ -14,7 +14,7 @@ from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_table import SHORT
 from workbench.app.plot import Plot
-from workbench.app.style import TABLE_CSS
+from workbench.app.style import ALIGNED, TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, WindowState
 from workbench.charts import (
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 USE = "use"
 HEIGHT = 205
 ROW = 36  # what a row of the theme takes, whatever rowHeight says
-_CENTRED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
 _CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="use"] { cursor: pointer; font-weight: 600;
   color: var(--panel-primary-color); }
@@ -267,7 +266,7 @@ class InspectTab(View):
                 self.ada,
                 self.steps,
                 margin=(6, 0, 4, 0),
-                styles=_CENTRED,
+                styles=ALIGNED,
             ),
             self.text,
             self.results,

@@ -43,6 +43,11 @@ _TICK = """\
   box.textContent = cell.getValue() ? on : off;
   return box;
 }"""
+AS_LONG_AS_THE_WINDOW = """
+:host { --wb-height: max(312px, calc(100vh - 560px));
+  height: var(--wb-height) !important; flex-basis: var(--wb-height) !important; }
+.tabulator { height: 100% !important; }
+"""
 MOST_PATCHED = 32  # above this replacing the whole value is faster and keeps the scroll position
 
 STATE_ICONS = {
@@ -216,7 +221,7 @@ class LayerTable(View):
             sizing_mode="stretch_width",
             height=312,
             margin=0,
-            stylesheets=[TABLE_CSS],
+            stylesheets=[TABLE_CSS, AS_LONG_AS_THE_WINDOW],
         )
         self.table.on_click(self._clicked)
         self.table.on_edit(self._edited)

@@ -13,6 +13,7 @@ from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.shrunk_result import made_from
+from workbench.app.style import BESIDE
 from workbench.app.view import View
 from workbench.app.window import MODEL_TAB, WindowState
 from workbench.charts import formats, module_chart
@@ -110,14 +111,16 @@ class ModelTab(View):
         return pn.Column(
             self.state,
             pn.Row(
-                pn.Column(self.text, width=480, margin=0),
+                pn.Column(self.text, margin=0, styles={"flex": "0 1 480px"}),
                 pn.Column(
                     pn.Row(self.value, self.kind, margin=0),
                     self.chart,
                     sizing_mode="stretch_width",
                     margin=0,
+                    styles={"flex": "1 1 480px", "min-width": "0"},
                 ),
                 sizing_mode="stretch_width",
+                styles=BESIDE,
             ),
             sizing_mode="stretch_width",
             margin=(8, 14),

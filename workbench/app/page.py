@@ -99,15 +99,19 @@ class WorkbenchPage(View):
 
     def _main(self) -> Any:
         return pn.Column(
-            self.actions,
+            pn.Row(
+                self.tabs,
+                self.actions,
+                sizing_mode="stretch_width",
+                margin=0,
+                styles={"flex-wrap": "wrap", "align-items": "center", "row-gap": "6px"},
+            ),
             self.notice,
-            self.tabs,
             *self._places,
             self.picker.dialog,
             self.script_dialog,
             sizing_mode="stretch_width",
             margin=0,
-            styles={"position": "relative"},
         )
 
     def show_script(self) -> None:

@@ -9,6 +9,7 @@ import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.app.style import ALIGNED
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
 from workbench.studio.session import Session
@@ -83,5 +84,5 @@ class PinControl(View):
             self.text,
             sizing_mode="stretch_width",
             margin=(8, 0, 2, 0),
-            styles={"align-items": "center", "gap": "10px"},
+            styles=ALIGNED,
         )

@@ -23,6 +23,7 @@ from workbench.charts.drawn import figure_csv
 
 _TEXTS = ("hovertext", "customdata", "text", "ids", "labels", "parents")
 _CSS = """
+:host { min-width: 300px !important; }
 .wb-line-near .nsewdrag { cursor: ns-resize !important; }
 .wb-plot-tools { position: absolute; top: 0; left: 0; display: flex; gap: 2px; opacity: 0; }
 :host(:hover) .wb-plot-tools, .wb-plot-tools:focus-within { opacity: 1; }

@@ -9,6 +9,7 @@ import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
+from workbench.app.style import ALIGNED
 
 STRATEGIES = ("Recover", "BinarySearch", "BinarySearchVerified", "Greedy", "Pareto")
 SENSITIVITIES = ("CosineSimilarity", "SQNR", "MSE", "EndToEnd")
@@ -65,5 +66,5 @@ class SearchSettings(param.Parameterized):
             ),
             objective,
             margin=0,
-            styles={"align-items": "center"},
+            styles=ALIGNED,
         )

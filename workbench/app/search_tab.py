@@ -13,6 +13,7 @@ from workbench.app.job_notice import JobNotice
 from workbench.app.pin_control import PinControl
 from workbench.app.plot import Plot
 from workbench.app.search_settings import SearchSettings
+from workbench.app.style import ALIGNED, BESIDE
 from workbench.app.trial_table import TrialTable
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
@@ -191,12 +192,11 @@ class SearchTab(View):
         self.update_bracket()
 
     def __panel__(self) -> Any:
-        row = {"align-items": "center", "gap": "8px"}
         return pn.Column(
             self.state,
             pn.Row(
                 self.settings.panel(), self.start, self.pause, self.stop, self.accept,
-                sizing_mode="stretch_width", margin=(6, 0), styles=row,
+                sizing_mode="stretch_width", margin=(6, 0), styles=ALIGNED,
             ),
             self.text,
             pn.Row(
@@ -204,6 +204,7 @@ class SearchTab(View):
                 pn.Column(self.cost, self.pareto, sizing_mode="stretch_width", margin=0),
                 sizing_mode="stretch_width",
                 margin=0,
+                styles=BESIDE,
             ),
             self.bracket,
             self.pins,

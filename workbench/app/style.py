@@ -31,6 +31,12 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
     }
 
 
+ALIGNED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
+"""Styles of a row of controls."""
+
+BESIDE = {"flex-wrap": "wrap"}
+"""Styles of charts side by side; one below the other in a narrow window."""
+
 THEME = {"light": _palette(LIGHT, False), "dark": _palette(DARK, True)}
 
 

@@ -83,8 +83,10 @@ class TopBar(View):
         on_code: Callable[[], None],
     ) -> None:
         super().__init__(session, window)
-        self.title = ThemedHTML(width=230, sizing_mode=None)
-        self.numbers = ThemedHTML()
+        self.title = ThemedHTML(
+            width=230, sizing_mode=None, styles={"flex": "0 1 230px", "min-width": "110px"}
+        )
+        self.numbers = ThemedHTML(styles={"min-width": "0", "overflow": "auto hidden"})
         self.open = self._icon("folder_open", _("Open a project"), lambda: on_open())
         self.undo = self._icon("undo", _("Undo"), lambda: self.act(session.undo))
         self.redo = self._icon("redo", _("Redo"), lambda: self.act(session.redo))

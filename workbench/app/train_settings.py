@@ -10,6 +10,7 @@ import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
+from workbench.app.style import ALIGNED
 from workbench.charts.words import method_title
 from workbench.engine.flows.training_settings import OPTIMIZERS, SCHEDULES, TrainingSettings
 from workbench.studio.compression_config import Compression
@@ -92,7 +93,7 @@ class TrainSettings(param.Parameterized):
             self._number("batch_size", _("batch size"), 98, pmui.IntInput),
             self._choice("loss", _("loss"), losses, 140),
             margin=0,
-            styles={"align-items": "center"},
+            styles=ALIGNED,
         )
 
     def compression(self) -> Any:
@@ -106,7 +107,7 @@ class TrainSettings(param.Parameterized):
             self._tick("quantise", _("quantise")),
             gap="8px",
             margin=0,
-            styles={"align-items": "center"},
+            styles=ALIGNED,
         )
 
     def more(self) -> Any:

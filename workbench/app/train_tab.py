@@ -14,6 +14,7 @@ from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.mask_view import MaskView
 from workbench.app.plot import Plot
+from workbench.app.style import ALIGNED, BESIDE
 from workbench.app.train_settings import TrainSettings
 from workbench.app.train_words import invitation, kept_sentence, result
 from workbench.app.view import View
@@ -26,7 +27,6 @@ from workbench.studio.training_state import PLAIN, Curves, TrainingState
 HEIGHT = 200
 CLIP_HEIGHT = 190
 MOST_CLIPS = 4
-ALIGNED = {"align-items": "center", "gap": "8px"}
 
 
 class TrainTab(View):
@@ -255,10 +255,11 @@ class TrainTab(View):
             self.compression,
             self.more,
             pn.Row(self.text, self.use, self.back, styles=ALIGNED, **row),
-            pn.Row(self.loss, self.metric, **row),
+            pn.Row(self.loss, self.metric, styles=BESIDE, **row),
             pn.Row(
                 pn.Column(self.rate, self.checkpoints, **row),
                 pn.Column(self.layers, self.clips, **row),
+                styles=BESIDE,
                 **row,
             ),
             self.masks,

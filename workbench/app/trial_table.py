@@ -13,7 +13,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, ngettext
 from workbench.app.search_settings import SearchSettings
-from workbench.app.style import TABLE_CSS
+from workbench.app.style import ALIGNED, TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB, WindowState
 from workbench.charts import formats
@@ -242,7 +242,7 @@ class TrialTable(View):
                 self.compare,
                 self.hint,
                 margin=(6, 0),
-                styles={"align-items": "center", "gap": "12px"},
+                styles=ALIGNED,
             ),
             self.compared,
             self.table,
