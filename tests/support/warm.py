@@ -4,7 +4,7 @@ Importing it and the first capture and export of a process take seven seconds. `
 ``Process`` do what ``subprocess.run`` and ``subprocess.Popen`` do with ``[sys.executable, *args]``,
 in a fork of a process that has done nothing else yet: what the program sees is that of a new
 interpreter, but that the packages of ``warm_up`` are imported and random numbers begin anew.
-One such process serves a test process; run as a program, this file is it.
+One such process serves a test process and the servers it starts; run as a program, this file is it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import json
 import os
 import random
 import runpy
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +31,8 @@ from pathlib import Path
 from typing import IO, Any
 
 PYTHON = sys.executable
-READY_SECONDS = 120.0
+ADDRESS = "WORKBENCH_WARM_PROCESS"
+"""The variable that tells servers started by a test process where its warm process listens."""
 
 
 class Process:
@@ -58,14 +61,15 @@ class Process:
             "cwd": str(cwd or Path.cwd()),
             "env": dict(os.environ if env is None else env),
         }
+        self._channel = socket.socket(socket.AF_UNIX)
+        self._channel.connect(address())
         with contextlib.ExitStack() as stack:
-            self._channel, theirs = socket.socketpair()
-            stack.enter_context(theirs)
             streams = [_descriptor(s, i, stack) for i, s in enumerate((stdin, stdout, stderr))]
-            socket.send_fds(_forker(), [b"x"], [theirs.fileno(), *streams])
-        self._channel.sendall(json.dumps(request).encode() + b"\n")
-        self._said = self._channel.makefile("r")
-        self.pid = int(self._said.readline())
+            socket.send_fds(self._channel, [json.dumps(request).encode() + b"\n"], streams)
+        said = b""
+        while not said.endswith(b"\n"):  # and not more: how it ends follows
+            said += self._channel.recv(1)
+        self.pid = int(said)
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -80,8 +84,8 @@ class Process:
                 said = self._channel.recv(64)
             except TimeoutError:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from None
-            self.returncode = os.waitstatus_to_exitcode(int(said))
-            self._said.close()
+            # Without a word, who looks after it was killed, and it with him.
+            self.returncode = os.waitstatus_to_exitcode(int(said or signal.SIGKILL))
             self._channel.close()
         return self.returncode
 
@@ -146,23 +150,26 @@ def _descriptor(stream: Any, standard: int, stack: contextlib.ExitStack) -> int:
 
 
 @functools.cache
-def _forker() -> socket.socket:
-    """The connection to the warm process of this test process. It ends with it."""
-    ours, theirs = socket.socketpair()
-    with tempfile.TemporaryFile() as said:
-        command = [sys.executable, __file__, str(theirs.fileno())]
-        environment = dict(os.environ, OMP_NUM_THREADS="1", WORKBENCH_LANGUAGE="en")
-        with theirs:
-            subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment,
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+def address() -> str:
+    """Where the warm process listens. It ends with the test process that has started it."""
+    if ADDRESS not in os.environ:
+        folder = tempfile.mkdtemp()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORKBENCH_LANGUAGE": "en"}
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [PYTHON, __file__, f"{folder}/warm"], env=environment, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
             )  # fmt: skip
-        ours.settimeout(READY_SECONDS)
-        ready = ours.recv(1)
-        # Its forks can no longer say what an import or the first export would.
-        assert ready and not _text(said), f"the warm process said:\n{_text(said)}"
-    ours.settimeout(None)
-    return ours
+            assert process.stdout is not None
+            ready = process.stdout.readline()
+            # Its forks can no longer say what an import or the first export would.
+            assert ready and not _text(said), f"the warm process said:\n{_text(said)}"
+        _owned.append(process)
+        os.environ[ADDRESS] = f"{folder}/warm"
+    return os.environ[ADDRESS]
+
+
+_owned: list[subprocess.Popen[bytes]] = []
 
 
 # -- in the warm process --------------------------------------------------------------------------
@@ -188,44 +195,51 @@ def warm_up() -> None:
         engine.save_model(files[1], files[2], f"{folder}/out")
 
 
-def _serve(control: socket.socket) -> None:
+def _serve(address: str) -> None:
+    """Fork for each who connects, until the standard input ends."""
     path = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
     warm_up()
     for module in list(sys.modules.values()):
         vars(module).get("__warningregistry__", {}).clear()
-    control.sendall(b"x")
-    while True:
-        asked, streams, *_ = socket.recv_fds(control, 1, 4)
-        if not asked:
-            return
-        if not os.fork():
-            control.close()
-            _look_after(streams, path)
-        for stream in streams:
-            os.close(stream)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            for ready in select.select([listener, sys.stdin], [], [])[0]:
+                if ready is sys.stdin:
+                    return
+                channel, _ = listener.accept()
+                if not os.fork():
+                    listener.close()
+                    _look_after(channel, path)
+                channel.close()
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
 
 
-def _look_after(streams: list[int], path: list[str]) -> None:
+def _look_after(channel: socket.socket, path: list[str]) -> None:
     """In a process of its own: start the program, say its number, and how it ended."""
-    with socket.socket(fileno=streams[0]) as channel:
-        request = json.loads(channel.makefile("r").readline())
-        child = os.fork()
-        if not child:
-            channel.close()
-            os.setsid()
-            for standard, stream in enumerate(streams[1:]):
-                os.dup2(stream, standard)
-                os.close(stream)
-            os._exit(_become(request, path))
-        for stream in streams[1:]:
+    asked, streams, *_ = socket.recv_fds(channel, 1 << 16, 3)
+    while not asked.endswith(b"\n"):
+        asked += channel.recv(1 << 16)
+    child = os.fork()
+    if not child:
+        channel.close()
+        os.setpgid(0, 0)
+        for standard, stream in enumerate(streams):
+            os.dup2(stream, standard)
             os.close(stream)
+        os._exit(_become(json.loads(asked), path))
+    for stream in streams:
+        os.close(stream)
+    with contextlib.suppress(OSError):  # the child has done it, or is even gone
+        os.setpgid(child, child)
+    with contextlib.suppress(BrokenPipeError):
         channel.sendall(f"{child}\n".encode())
         status = os.waitpid(child, 0)[1]
-        with contextlib.suppress(BrokenPipeError):
-            channel.sendall(str(status).encode())
+        channel.sendall(str(status).encode())
     os._exit(0)
 
 
@@ -276,5 +290,6 @@ def _exit_code(program: Callable[[], object]) -> int:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(sys.argv[1])
+    shutil.rmtree(Path(sys.argv[1]).parent)
     os._exit(0)
