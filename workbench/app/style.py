@@ -52,6 +52,8 @@ def page_sx(dark: bool) -> dict[str, Any]:
             "borderBottom": f"1px solid {colours.grid}",
         },
         "& .MuiToolbar-root": {"minHeight": "54px !important", "paddingRight": "12px !important"},
+        # In a narrow window the figures scroll; the buttons beside them stay in reach.
+        "& .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},
     }
 
 
@@ -76,7 +78,7 @@ CSS = """
 .wb-line { color: var(--wb-muted); font-size: 12px; white-space: nowrap; overflow: hidden;
            text-overflow: ellipsis; }
 .wb-readouts { display: flex; gap: 0; font-variant-numeric: tabular-nums; margin: 0; }
-.wb-readout { padding: 0 14px; border-left: 1px solid var(--wb-grid); min-width: 96px; }
+.wb-readout { flex: none; padding: 0 14px; border-left: 1px solid var(--wb-grid); min-width: 96px; }
 .wb-readout dt { color: var(--wb-muted); font-size: 11px; margin: 0; white-space: nowrap; }
 .wb-readout dd { margin: 1px 0 0; font-size: 14px; white-space: nowrap; }
 .wb-readout .wb-from { color: var(--wb-muted); font-size: 12px; }
