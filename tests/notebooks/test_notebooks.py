@@ -10,14 +10,22 @@ from typing import Any
 import nbclient
 import nbformat
 import pytest
+import warm
+from jupyter_client.provisioning import local_provisioner
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 SECONDS = 120
 
 
+def forked(command: list[str], **options: Any) -> warm.Process:
+    """What ``jupyter_client.launcher.launch_kernel`` does, in a fork of the warm process."""
+    return warm.Process(command[1:], cwd=options["cwd"], env=options["env"])
+
+
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A kernel of this very Python, whatever kernels the machine has."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", forked)
     folder = tmp_path / "jupyter" / "kernels" / "workbench-test"
     folder.mkdir(parents=True)
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
