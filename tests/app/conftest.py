@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import free_port, running_server
+import warm
+from servers import RestartableServer, free_port, running_server
 from workers import end_worker
 
 
@@ -19,16 +20,25 @@ def workbench_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(workbench_home: Path) -> Iterator[str]:
-    """Address of ``panel serve apps/`` on a free port with an empty workspace."""
+def panel_server(workbench_home: Path) -> Iterator[RestartableServer]:
+    """``panel serve apps/`` for this machine on a free port, with an empty workspace."""
     port = free_port()
-    command = [sys.executable, "-m", "panel", "serve", "apps/", "--port", str(port)]
-    address = f"http://localhost:{port}"
-    env = {"WORKBENCH_HOME": str(workbench_home)}
-    with running_server(command, f"{address}/netron/", workbench_home / "server.log", env):
-        yield address
+    command = [sys.executable, str(Path(warm.__file__).with_name("warm_serve.py"))]
+    command += ["serve", "apps/"]
+    command += ["--address", "localhost", "--port", str(port)]
+    env = {"WORKBENCH_HOME": str(workbench_home), warm.ADDRESS: warm.address()}
+    url, log = f"http://localhost:{port}/netron/", workbench_home / "server.log"
+    found = RestartableServer(lambda: running_server(command, url, log, env))
+    with found:
+        yield found
     for folder in (workbench_home / "projects").glob("*"):
         end_worker(folder)
+
+
+@pytest.fixture(scope="session")
+def server(panel_server: RestartableServer) -> str:
+    """The address of ``panel_server``."""
+    return panel_server.url.removesuffix("/netron/")
 
 
 @pytest.fixture

@@ -85,6 +85,9 @@ def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:
     )
     page.keyboard.press("End")
     page.get_by_role("button", name="Download ptq.json").wait_for()
+    app_page.comes_back(page, page.reload)
+    page.get_by_role("button", name="Download ptq.json").wait_for()
+    tabs.last.focus()
     assert tabs.last.evaluate("node => node.matches(':focus') && node.tabIndex === 0")
     assert tabs.first.get_attribute("tabindex") == "-1"
 
@@ -99,8 +102,10 @@ def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> 
     other.bring_to_front()
     settle(other, total - 1)
     page.bring_to_front()
-    page.reload()
-    page.locator(".tabulator-row").first.wait_for()
+    page.get_by_role("button", name="worst k", exact=True).click()
+    page.get_by_text("3 selected").wait_for()
+    app_page.comes_back(page, page.reload)
+    page.get_by_text("3 selected").wait_for()
     settle(page, total - 1)
     assert not app_page.is_ticked(page, FIRST)
 

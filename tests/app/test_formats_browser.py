@@ -35,6 +35,7 @@ def test_formats_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     page.get_by_text("smoothquant': {'smooth_strength'").first.wait_for()
     page.get_by_role("button", name="Quantise and measure").click()
     page.get_by_text("Quantised model").wait_for()
+    app_page.comes_back(page, page.reload)
     written = workbench_home / "projects" / PROJECT / "exports" / f"{PROJECT}_quantized.json"
     layers = {layer["name"]: layer for layer in json.loads(written.read_text())["layers"]}
     assert layers[LAYER]["formats"] == "int8/int8"

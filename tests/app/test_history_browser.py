@@ -89,4 +89,6 @@ def test_history_from_filter_to_delete(
     button(page, "Delete for good").click()
     page.get_by_text("No row is like this.").wait_for()
     app_page.wait_until(lambda: not list(project.exports.iterdir()), what="the files are gone")
+    app_page.comes_back(page, page.reload)
+    page.get_by_text("No row is like this.").wait_for()
     project.close()

@@ -55,10 +55,9 @@ def test_compare_use_and_undo(new_page: NewPage, workbench_home: Path) -> None:
         lambda: app_page.cell(page, layer, "act_algo").inner_text().strip() == "IFMR", what="undone"
     )
     assert app_page.cell(page, layer, "dmq").inner_text().strip() == "—"
-    page.reload()
-    page.locator(".tabulator-row").first.wait_for()
     page.get_by_role("tab", name="Inspect").click()
     row(page, "HFMG", "use").wait_for()
+    app_page.comes_back(page, page.reload)
 
 
 def test_menus_of_the_selection_and_of_a_cell(new_page: NewPage) -> None:

@@ -175,6 +175,13 @@ def test_pruning_in_the_table_of_layers(page: WorkbenchPage, tab: PruneTab) -> N
     assert shown()["stem"] == (False, "0.20", "")
     assert shown()["head"][2] == "pruning: its outputs are those of the <model>"
     assert table.value["prune_sensitivity"].tolist() == ["0.045", "4.5", "4.5", "—"]
+    # What the graph keeps whole cannot be ticked, alone or among others.
+    table._process_event(CellClickEvent(model=None, column="prune_enable", row=3))
+    assert not shown()["head"][0]
+    assert "head: its outputs are those of the <model>" in page.window.notice
+    session.set_flag(["body.a", "head"], True, "prune_enable")
+    assert session.prune_ratios() == {"body.a": 0.2}
+    session.undo()
     table._process_event(CellClickEvent(model=None, column="prune_enable", row=1))
     assert shown()["body.a"] == (
         True, "0.20", "pruning: its channels go with those of body.b: off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import app_page
 import pytest
+from servers import RestartableServer
 
 from workbench.studio import jobtable
 from workbench.studio.jobs import worker_process
@@ -63,6 +65,43 @@ def test_a_killed_worker_fails_the_job_in_words_and_the_next_job_runs(
     app_page.start(page, "Analyse")
     app_page.job_ends(page)
     page.get_by_text("the worker died").wait_for(state="hidden")
+
+
+def test_a_page_without_its_server_says_so_and_comes_back_as_it_was(
+    new_page: NewPage, panel_server: RestartableServer, worker_of: Callable[[str], int]
+) -> None:
+    page = new_page(QUICK)
+    app_page.wait_idle(page)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    loss = page.get_by_label("largest loss, % points", exact=True)
+    loss.fill("2.5")
+    loss.press("Enter")
+    lost = page.get_by_role("alert").filter(has_text="The connection to the server is lost.")
+
+    def cut() -> None:
+        page.context.set_offline(True)
+        lost.wait_for()
+        assert lost.evaluate(
+            "node => node.getBoundingClientRect().top >= 0 && node.textContent.length > 60"
+        )
+        page.context.set_offline(False)
+        lost.wait_for(state="detached")
+
+    app_page.comes_back(page, cut)
+
+    app_page.start(page, "Analyse")
+    worker = worker_of(QUICK)
+    panel_server.stop()
+    lost.wait_for()
+    page.get_by_role("button", name="Reconnect").click()
+    page.get_by_text("The server does not answer yet.").wait_for()
+    panel_server.start()
+    lost.wait_for(state="detached")
+    loss.wait_for()
+    assert loss.input_value() == "2.5"
+    app_page.job_ends(page)
+    os.kill(worker, 0)  # the same process did the job to its end
+    assert re.search(r"\d dB", page.locator(".wb-readout").first.inner_text())
 
 
 def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> None:

@@ -39,17 +39,18 @@ def test_a_search_is_paused_reloaded_resumed_and_accepted(
     _, total = app_page.quantised(page)
     open_search(page)
     rows = page.locator(".tabulator-row")
+    loss = page.get_by_label("largest loss, % points", exact=True)
+    loss.fill("0.6")
+    loss.press("Enter")
+    button(page, "bit-operations").click()
     button(page, "Start").click()
     app_page.wait_until(lambda: rows.count() >= 2, seconds=120, what="two trials")
     button(page, "Pause").click()
     page.get_by_text("Paused.").wait_for()
-
-    page.reload()
-    rows.first.wait_for()
-    open_search(page)
+    page.wait_for_timeout(1500)  # what was being evaluated ends
+    app_page.comes_back(page, page.reload)
     page.get_by_text("Paused.").wait_for()
     assert button(page, "Start").is_disabled()
-    page.wait_for_timeout(1500)  # what was being evaluated ends
     count = rows.count()
     assert count >= 2
 

@@ -79,8 +79,7 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
     app_page.start(page, "Auto-calibrate")
     page.wait_for_timeout(1500)
     page.reload()  # in the middle of the search
-    page.locator(".tabulator-row").first.wait_for()
-    page.get_by_role("tab", name="Search").click()
+    page.get_by_role("tabpanel", name="Search", exact=True).wait_for()
     app_page.job_ends(page)
     page.get_by_text("Done").wait_for()
     final, _ = app_page.quantised(page)
@@ -88,7 +87,7 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
 
     app_page.start(page, "Export")
     app_page.job_ends(page)
-    page.get_by_role("tab", name="Export").click()
+    app_page.comes_back(page, page.reload)
     for kind in ("fake_quant", "deploy", "qdq"):
         page.get_by_role("link", name=re.compile(kind)).wait_for()
     assert page.get_by_text("✓").count()

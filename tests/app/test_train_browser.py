@@ -50,9 +50,10 @@ def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -
     button(page, "Stop").click()
     page.get_by_text("Resume goes on after step").wait_for(timeout=60_000)
 
-    page.reload()
-    page.locator(".tabulator-row").first.wait_for()
-    open_train(page)
+    button(page, "Fewer settings").click()
+    app_page.comes_back(page, page.reload)
+    button(page, "More settings").click()
+    assert page.get_by_label("checkpoint, steps", exact=True).input_value() == "2"
     page.get_by_text("Resume goes on after step").wait_for()
     app_page.wait_until(button(page, "Resume").is_enabled, what="can be resumed")
     button(page, "Resume").click()

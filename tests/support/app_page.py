@@ -73,3 +73,38 @@ def job_ends(page: Any, *, seconds: float = 240.0) -> None:
 def start(page: Any, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).first.click()
     page.get_by_role("button", name="Cancel").wait_for()
+
+
+SHOWN = """
+.wb-name, .wb-line, .wb-readout, [role=tab][aria-selected=true], input, [role=combobox],
+[aria-pressed=true], .tabulator-row:first-child, table.wb tr
+"""
+VALUES = """
+nodes => nodes.filter((node) => node.checkVisibility()).map((node) => {
+  const box = node.type === 'checkbox' || node.type === 'radio';
+  return `${node.localName} ${box ? node.checked : node.value || node.innerText}`;
+})
+"""
+
+
+def shown(page: Any) -> list[str]:
+    """What a reader finds on the page: project, figures, the tab in front, its fields, its tables.
+
+    Without the job, which goes on meanwhile.
+    """
+    found: list[str] = page.locator(SHOWN).evaluate_all(VALUES)
+    return found
+
+
+def comes_back(page: Any, leave: Callable[[], Any], *, seconds: float = 60.0) -> None:
+    """After ``leave`` the page shows again what it showed before."""
+    page.wait_for_timeout(500)  # what was changed last is kept with the next poll
+    before = shown(page)
+    assert sum(text.startswith("button") for text in before) >= 1, before
+    leave()
+    end = time.monotonic() + seconds
+    while (now := shown(page)) != before:
+        lost = [text for text in before if text not in now]
+        new = [text for text in now if text not in before]
+        assert time.monotonic() < end, f"after the page was loaded again\n-{lost}\n+{new}"
+        time.sleep(0.1)

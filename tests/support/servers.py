@@ -9,7 +9,8 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +69,19 @@ def running_server(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+class RestartableServer(ExitStack):
+    """A ``running_server`` that can be stopped and started again at the same address."""
+
+    def __init__(self, serve: Callable[[], AbstractContextManager[str]]) -> None:
+        super().__init__()
+        self._serve = serve
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        self.url = self.enter_context(self._serve())
+
+    def stop(self) -> None:
+        self.close()

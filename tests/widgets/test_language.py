@@ -14,11 +14,13 @@ from workbench.charts.text import speaking
 from workbench.studio.project import Project
 from workbench.studio.session import Session
 from workbench.widgets import (
+    DecompositionPanel,
     ExportPanel,
     FormatsPanel,
     JobBar,
     LayerInspector,
     LayerTable,
+    PruningPanel,
     SearchMonitor,
     SensitivityChart,
     TrainMonitor,
@@ -26,8 +28,8 @@ from workbench.widgets import (
 )
 
 KINDS = (
-    ExportPanel, FormatsPanel, JobBar, LayerInspector, LayerTable, SearchMonitor, SensitivityChart,
-    TrainMonitor, Workbench,
+    DecompositionPanel, ExportPanel, FormatsPanel, JobBar, LayerInspector, LayerTable, PruningPanel,
+    SearchMonitor, SensitivityChart, TrainMonitor, Workbench,
 )  # fmt: skip
 NAMES = """
     cos SQNR MAC DMQ IFMR HFMG ARQ ADA GBOP MBOP kB MB dB min Conv2d Linear conv stage block QAT

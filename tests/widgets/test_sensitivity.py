@@ -13,6 +13,7 @@ from workbench.widgets.figures import live, replace
 
 
 def same(shown: go.Figure, wanted: go.Figure) -> None:
+    wanted.layout.paper_bgcolor = "#ffffff"  # a notebook has any ground
     assert plain(shown) == plain(wanted)
 
 

@@ -10,11 +10,11 @@ import param
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.studio.plan_choice import FIRST_RATIO, FIRST_TARGET, KINDS
 from workbench.studio.pruning_control import MAX_RATIO
 from workbench.studio.pruning_state import MEASURES
 
 BATCHES = 32
-PLANS = ("search", "uniform", "columns")
 
 
 class PruneSettings(param.Parameterized):
@@ -28,9 +28,9 @@ class PruneSettings(param.Parameterized):
     batches = param.Integer(default=BATCHES, bounds=(1, 100_000))
     max_ratio = param.Number(default=MAX_RATIO, bounds=(0.0, 1.0), inclusive_bounds=(False, False))
     aligned = param.Boolean(default=False)
-    plan: Any = param.Selector(default=PLANS[0], objects=list(PLANS))
-    target = param.Number(default=2.0)
-    ratio = param.Number(default=0.2)
+    plan: Any = param.Selector(default=KINDS[0], objects=list(KINDS))
+    target = param.Number(default=FIRST_TARGET)
+    ratio = param.Number(default=FIRST_RATIO)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Session.search_pruning``."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
 from workbench.app.html import escape
 from workbench.app.i18n import _, said
 from workbench.app.projects import projects_folder
-from workbench.charts import formats
 from workbench.studio.pruning_state import Shrunk
-from workbench.studio.pruning_words import shrunk_advice
+from workbench.studio.pruning_words import Figure, shrunk_advice, shrunk_figures
 
 
 def project_link(folder: str, text: str) -> str:
@@ -64,31 +62,33 @@ def made_from(origin: Shrunk | None) -> str:
 
 def before_after(shrunk: Shrunk) -> str:
     """Metric, cost and latency of both models as a table."""
-    name = shrunk.metric_name
-    metric = f"{formats.metric_title(name) or _('metric')} · {_('not retrained')}"
-    rows: tuple[tuple[str, Callable[[float], str], tuple[float, float], str], ...] = (
-        (metric, lambda value: formats.metric(value, name), shrunk.metric,
-         formats.metric_delta(*shrunk.metric, name)),
-        (_("multiply-accumulates"), formats.count, shrunk.macs, formats.ratio(*shrunk.macs)),
-        (_("parameters"), formats.count, shrunk.parameters, formats.ratio(*shrunk.parameters)),
-        (_("size"), formats.size, shrunk.bytes, formats.ratio(*shrunk.bytes)),
-        (_("latency"), _milliseconds, shrunk.latency_ms, formats.ratio(*shrunk.latency_ms)),
-    )  # fmt: skip
     head = "".join(
         f'<th class="wb-number">{escape(title)}</th>'
         for title in ("", _("before"), _("after"), _("change"))
     )
     lines = "".join(
-        f"<tr><td>{escape(title)}</td>"
-        + "".join(f'<td class="wb-number">{show(value)}</td>' for value in pair)
-        + f'<td class="wb-number">{escape(change)}</td></tr>'
-        for title, show, pair, change in rows
+        f"<tr><td>{escape(figure.title)}</td>"
+        + "".join(
+            f'<td class="wb-number">{escape(text)}</td>'
+            for text in (figure.whole, figure.left, figure.ratio)
+        )
+        + "</tr>"
+        for figure in shrunk_figures(shrunk)
     )
     return f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.2f} ms" if math.isfinite(value) else formats.UNKNOWN
+def figures_html(figures: Iterable[Figure]) -> str:
+    """What a model costs now and what would be left of it, as the numbers in the top bar."""
+    cells = "".join(
+        f'<div class="wb-readout"><dt>{escape(figure.title)}'
+        f"{' · ' + escape(figure.note) if figure.note else ''}</dt>"
+        f'<dd><span class="wb-from">{escape(figure.whole)} → </span>'
+        f"<span>{escape(figure.left)}</span>"
+        f'<span class="wb-delta wb-muted">{escape(figure.ratio)}</span></dd></div>'
+        for figure in figures
+    )
+    return f'<dl class="wb-readouts" aria-live="polite">{cells}</dl>'
 
 
 def _notes(shrunk: Shrunk) -> str:

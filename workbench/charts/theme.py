@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", sans-serif'
+PAPER = {False: "#ffffff", True: "#14191f"}
+"""The ground of a page, light and dark."""
+
 CLEAR = "rgba(0,0,0,0)"
 
 

@@ -129,6 +129,10 @@ class PruningControl:
         chosen = table[table["prune_enable"]]
         return dict(zip(chosen["name"], chosen["prune_ratio"].tolist(), strict=True))
 
+    def prune_obstacle(self: Prunable, name: str) -> str:
+        """Why the graph keeps all channels of a layer, as the last search found; empty if not."""
+        return "" if self.pruning is None else self.pruning.blocked.get(name, "")
+
     def prune_effect(self: Prunable) -> PrunePlan | None:
         """What ``prune`` would leave, by the table of the last search; None before one."""
         if self.pruning is None:

@@ -33,6 +33,16 @@ class Figure:
     note: str = ""
 
 
+def pruning_invitation() -> str:
+    """What pruning is, before anything is measured."""
+    return _(
+        "A network with fewer channels is smaller and faster on every device. Measure "
+        "sensitivity finds the channels that matter least; nothing is changed by it. "
+        "Afterwards the network has to be trained again. (2:4 sparsity, under Train, "
+        "takes less accuracy, but needs a device that supports it.)"
+    )
+
+
 def plan_figures(state: PruningState, plan: PrunePlan) -> tuple[Figure, ...]:
     """What the model costs, and what the plan leaves of it."""
     whole = state.original
@@ -156,6 +166,26 @@ def coupled_advice(state: PruningState) -> str:
     ).format(name=name, other=others[0])
 
 
+def shrunk_figures(shrunk: Shrunk) -> tuple[Figure, ...]:
+    """Metric, cost and latency of a smaller project and of the one that it was made of."""
+    name = shrunk.metric_name
+    metric = f"{formats.metric_title(name) or _('metric')} · {_('not retrained')}"
+    before, after = shrunk.metric
+    rows = (
+        (_("multiply-accumulates"), formats.count, shrunk.macs),
+        (_("parameters"), formats.count, shrunk.parameters),
+        (_("size"), formats.size, shrunk.bytes),
+        (_("latency"), _ms, shrunk.latency_ms),
+    )
+    return (
+        Figure(
+            metric, formats.metric(before, name), formats.metric(after, name),
+            formats.metric_delta(before, after, name),
+        ),
+        *(Figure(title, show(a), show(b), formats.ratio(a, b)) for title, show, (a, b) in rows),
+    )  # fmt: skip
+
+
 def shrunk_advice(shrunk: Shrunk) -> tuple[str, ...]:
     """What to do next with a smaller project."""
     if shrunk.kind == "prune":
@@ -189,15 +219,19 @@ class WholeLayers:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._known: frozenset[str] = frozenset()
-        self.obstacles: dict[str, str] = {}
+        self._kinds: dict[str, str] = {}
 
-    def reasons(self) -> dict[str, str]:
-        """Layer -> why: by its kind, by the graph, or by the ratios that are chosen now."""
+    @property
+    def obstacles(self) -> dict[str, str]:
+        """Layer -> why it cannot lose channels: by its kind, or by the graph once that is known."""
         session = self._session
         if session.names != self._known:
             self._known = session.names
             layers = session.project.store.layers()
             kinds = ((x.name, refusal(x, "prune_enable", True)) for x in layers)
-            self.obstacles = {name: reason for name, reason in kinds if reason}
-        blocked = session.pruning.blocked if session.pruning is not None else {}
-        return {**self.obstacles, **blocked, **session.prune_notes()}
+            self._kinds = {name: reason for name, reason in kinds if reason}
+        return {**self._kinds, **(session.pruning.blocked if session.pruning is not None else {})}
+
+    def reasons(self) -> dict[str, str]:
+        """``obstacles``, and why others lose nothing by the ratios that are chosen now."""
+        return {**self.obstacles, **self._session.prune_notes()}

@@ -13,7 +13,7 @@ import param
 
 from workbench.engine.errors import WrongState, WrongValue
 from workbench.studio import edits, jobtable, results
-from workbench.studio.columns import FLAGS, OPTIONS, checked, refusal
+from workbench.studio.columns import FLAGS, OPTIONS, PRUNE, checked, refusal
 from workbench.studio.config_view import ConfigView
 from workbench.studio.edits import CellEdit
 from workbench.studio.export_control import ExportControl
@@ -219,7 +219,7 @@ class Session(
             refused = ""
             allowed: list[int] = []
             for row in rows:
-                reason = refusal(self._follower.infos[row], column, value)
+                reason = self._refusal(row, column, value)
                 if reason:
                     refused = refused or f"{table['name'].iloc[row]}: {reason}"
                 else:
@@ -230,6 +230,11 @@ class Session(
             if refused and column not in FLAGS:
                 left = len(rows) - len(allowed)
                 self.notice = f"{left} of {len(rows)} layers were left alone; {refused}"
+
+    def _refusal(self, row: int, column: str, value: Any) -> str:
+        layer = self._follower.infos[row]
+        blocked = self.prune_obstacle(layer.name) if column in PRUNE and value else ""
+        return refusal(layer, column, value) or blocked
 
     def _apply(self, column: str, rows: Sequence[int], values: Sequence[Any], label: str) -> None:
         table = self.layers
@@ -261,7 +266,7 @@ class Session(
             cells = []
             for column, given in settings.items():
                 value, now = checked(column, given), _plain(self.layers[column].iloc[row])
-                reason = refusal(self._follower.infos[row], column, value)
+                reason = self._refusal(row, column, value)
                 if reason:
                     raise WrongValue(f"{name}: {reason}", where=column, hint="Choose another.")
                 if value != now:

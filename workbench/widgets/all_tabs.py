@@ -11,6 +11,7 @@ import traitlets
 from workbench.charts import formats
 from workbench.charts.spoken import said
 from workbench.charts.text import _
+from workbench.widgets.decomposition_panel import DecompositionPanel
 from workbench.widgets.export_panel import ExportPanel
 from workbench.widgets.formats_panel import FormatsPanel
 from workbench.widgets.inspector import LayerInspector
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Workbench(SessionView):
-    """Summary, layers, one layer, search, pruning, training, formats, export, graph in tabs."""
+    """All parts in tabs, from the table of layers to the exported graph, under the live figures."""
 
     def __init__(self, session: Session, *, dark: bool = False) -> None:
         self.summary = w.HTML()
@@ -42,6 +43,7 @@ class Workbench(SessionView):
         self.inspector = LayerInspector(session, dark=dark)
         self.search = SearchMonitor(session, dark=dark)
         self.pruning = PruningPanel(session, dark=dark)
+        self.decomposition = DecompositionPanel(session, dark=dark)
         self.train = TrainMonitor(session, dark=dark)
         self.formats = FormatsPanel(session, dark=dark)
         self.export = ExportPanel(session)
@@ -53,6 +55,7 @@ class Workbench(SessionView):
                 self.inspector,
                 self.search,
                 self.pruning,
+                self.decomposition,
                 self.train,
                 self.formats,
                 self.export,
@@ -63,6 +66,7 @@ class Workbench(SessionView):
                 _("Inspect"),
                 _("Search"),
                 _("Channels"),
+                _("Decomposition"),
                 _("Train"),
                 _("Formats"),
                 _("Export"),

@@ -6,10 +6,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from workbench.charts.theme import PAPER
 
-def live(figure: go.Figure) -> go.FigureWidget:
-    """A FigureWidget of ``figure``."""
+
+def live(figure: go.Figure, *, dark: bool = False) -> go.FigureWidget:
+    """A FigureWidget of ``figure``, on paper: its text is for one ground, the notebook has any."""
     widget = go.FigureWidget(figure)
+    widget.layout.paper_bgcolor = PAPER[dark]
     widget._config = {"displaylogo": False, "responsive": True}
     return widget
 

@@ -14,8 +14,9 @@ from workbench.charts.text import N_, _, ngettext
 from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import error_series, format_columns, loudest
 from workbench.widgets import figures
+from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.view import SessionView, bar, button, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,16 +64,29 @@ class FormatsPanel(SessionView):
         self.config = w.HTML()
         self.result = w.HTML()
         self._figures = self._build()
-        self.errors, self.outliers, self.smoothing = map(figures.live, self._figures)
+        self.errors, self.outliers, self.smoothing = (
+            figures.live(figure, dark=dark) for figure in self._figures
+        )
+        titles = (
+            _("Weight error by layer"), _("Input channels by layer"),
+            _("Before and after SmoothQuant"),
+        )  # fmt: skip
+        self.charts = w.VBox(
+            [
+                Chart(figure, title, session.project.name)
+                for figure, title in zip(
+                    (self.errors, self.outliers, self.smoothing), titles, strict=True
+                )
+            ]
+        )
         super().__init__(
             session,
             [
-                w.HBox(
-                    [self.measure, self.format, self.algorithm, self.apply, self.float_type,
-                     self.start]
+                bar(
+                    self.measure, self.format, self.algorithm, self.apply, self.float_type,
+                    self.start,
                 ),
-                self.bar, self.note, self.layers, self.table, self.errors, self.outliers,
-                self.smoothing, self.result, self.config,
+                self.bar, self.note, self.layers, self.table, self.charts, self.result, self.config,
             ],
         )  # fmt: skip
         self.format.observe(lambda _: self._offer(), "value")
@@ -147,7 +161,7 @@ class FormatsPanel(SessionView):
             self._proposed = True
             if session.format_obstacles():
                 self.float_type.value = "bfloat16"
-        self.table.value = table_html(session.formats, session.layer_ways())
+        self.table.value = layers_html(session.formats, session.layer_ways())
         metric = session.summary.metric_name
         self.result.value = result_html(session.quantized, metric)
         self._draw()
@@ -199,7 +213,7 @@ class FormatsPanel(SessionView):
         ).format(formats=names, type=self.float_type.value)
 
 
-def table_html(table: pd.DataFrame, ways: dict[str, str]) -> str:
+def layers_html(table: pd.DataFrame, ways: dict[str, str]) -> str:
     """Layers by formats as an HTML table; empty before the first measurement."""
     if not len(table):
         return ""
@@ -207,16 +221,14 @@ def table_html(table: pd.DataFrame, ways: dict[str, str]) -> str:
     titles = (
         _("layer"), _("quantise as"), *columns, "W8A8", _("smoothed"), _("outlier"),
     )  # fmt: skip
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     lines = []
     for row in table.to_dict("records"):
         cells: list[Any] = [row["name"], ways[row["name"]]]
         cells += [_shown(100 * row[key], " %") for key in columns]
         cells += [_shown(row[key], " dB") for key in ("minmax_db", "smoothquant_db")]
         cells.append(_shown(row["largest"], " ×"))
-        texts = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
-        lines.append(f"<tr>{texts}</tr>")
-    return f'<table class="wb-table"><tr>{head}</tr>{"".join(lines)}</table>'
+        lines.append(cells)
+    return table_html(titles, lines)
 
 
 def result_html(found: QuantizedModel | None, metric_name: str) -> str:

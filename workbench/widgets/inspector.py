@@ -19,8 +19,9 @@ from workbench.charts.comparison import kind_text, label_text
 from workbench.charts.text import N_, _
 from workbench.studio.inspections import in_use
 from workbench.widgets import figures
+from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     from workbench.studio.inspections import Inspection
@@ -66,16 +67,24 @@ class LayerInspector(SessionView):
         self.choice.layout.width = "380px"
         self.use = button(_("Use this"), self._use)
         self._figures = [go.Figure() for _ in range(4)]
-        self.charts = [figures.live(figure) for figure in self._figures]
+        self.charts = [figures.live(figure, dark=dark) for figure in self._figures]
+        titles = (
+            _("Input and weights"), _("Weights by output channel"), _("Error of the output"),
+            _("Quantised against float"),
+        )  # fmt: skip
+        shown = [
+            Chart(figure, title, session.project.name)
+            for figure, title in zip(self.charts, titles, strict=True)
+        ]
         self.results = w.VBox(
             [
-                self.charts[0],
-                w.HBox(self.charts[1:], layout=w.Layout(flex_flow="row wrap")),
+                shown[0],
+                bar(*shown[1:]),
                 self.table,
-                w.HBox([self.choice, self.use]),
+                bar(self.choice, self.use),
             ]
         )
-        controls = w.HBox([self.layer, self.compare, self.ada, self.steps])
+        controls = bar(self.layer, self.compare, self.ada, self.steps)
         super().__init__(session, [controls, self.bar, self.empty, self.results])
         self.layer.observe(lambda _: self.refresh(), "value")
         self.watch(self.refresh, "layers", "inspected", "job")

@@ -314,7 +314,7 @@ class LayerTable(SessionView):
             can = (
                 row.name not in self._whole.obstacles if column == "prune_enable" else row.eligible
             )
-            tick.disabled = not can
+            tick.disabled = not can and not tick.value
         name.description = str(row.name)
         name.tooltip = str(row.name)
         name.button_style = "info" if row.name == self.selected else ""

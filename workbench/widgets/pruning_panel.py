@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import html
-import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ipywidgets as w
 
-from workbench.charts import channel_plan_chart, channel_sensitivity_chart, formats
+from workbench.charts import channel_plan_chart, channel_sensitivity_chart
 from workbench.charts.spoken import said
 from workbench.charts.text import _
+from workbench.studio.plan_choice import (
+    FIRST_RATIO,
+    FIRST_TARGET,
+    chosen_plan,
+    in_order,
+    nearest,
+    plan_notes,
+    plan_title,
+)
 from workbench.studio.pruning_words import (
     coupled_advice,
     first_try,
     measure_advice,
     plan_advice,
     plan_figures,
-    shrunk_advice,
+    pruning_invitation,
 )
 from workbench.widgets import figures
+from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.shrunk_result import figures_html, shrunk_html
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from workbench.studio.pruning_state import PrunePlan, PruningState, Shrunk
+    from workbench.studio.pruning_state import PrunePlan, PruningState
     from workbench.studio.session import Session
-
-FIRST_TARGET, FIRST_RATIO = 2.0, 0.2
 
 
 class PruningPanel(SessionView):
@@ -63,12 +70,20 @@ class PruningPanel(SessionView):
         self.numbers = w.HTML()
         self.result = w.HTML()
         self._figures = self._build()
-        self.channels, self.heat = map(figures.live, self._figures)
+        self.channels, self.heat = (figures.live(figure, dark=dark) for figure in self._figures)
+        # Hidden until something is measured, so that an empty panel does not look broken.
+        self.details = w.VBox(
+            [
+                bar(self.by, self.plan, self.use, self.prune),
+                self.numbers,
+                Chart(self.channels, _("Channels of each layer that stay"), session.project.name),
+                Chart(self.heat, _("Sensitivity by layer and channel"), session.project.name),
+            ]
+        )
         super().__init__(
             session,
             [
-                w.HBox([self.measure, self.by, self.plan, self.use, self.prune]),
-                self.bar, self.note, self.numbers, self.channels, self.heat, self.result,
+                self.measure, self.bar, self.note, self.details, self.result,
             ],
         )  # fmt: skip
         self.by.observe(lambda _change: self._offer(), "value")
@@ -85,13 +100,7 @@ class PruningPanel(SessionView):
     @property
     def chosen(self) -> PrunePlan | None:
         """The plan that is looked at; None before a measurement."""
-        pruning: PruningState | None = self.session.pruning
-        if pruning is None:
-            return None
-        if self.by.value == "columns":
-            return pruning.with_ratios(self.session.prune_ratios())
-        plans = pruning.plans if self.by.value == "search" else pruning.uniform
-        return plans[min(self.plan.value, len(plans) - 1)] if plans else pruning.original
+        return chosen_plan(self.session, self.by.value, self.plan.value)
 
     def _use(self) -> None:
         plan = self.chosen
@@ -111,15 +120,13 @@ class PruningPanel(SessionView):
         if pruning is not None and by != "columns":
             plans = pruning.plans if by == "search" else pruning.uniform
             first = FIRST_TARGET if by == "search" else FIRST_RATIO
-            options = [(_target(plan), place) for place, plan in enumerate(plans)]
+            options = [(plan_title(plan), place) for place, plan in enumerate(plans)]
             if options and list(self.plan.options) != options:
                 with self.mute():
                     # The old value may have no place among the new options.
                     self.plan.value = 0
                     self.plan.options = options
-                    self.plan.value = min(
-                        range(len(plans)), key=lambda place: abs(plans[place].target - first)
-                    )
+                    self.plan.value = nearest(plans, first)
         self.refresh()
 
     def _layers_changed(self) -> None:
@@ -133,37 +140,28 @@ class PruningPanel(SessionView):
         if pruning is None or plan is None:
             empty = channel_plan_chart({}, {}, dark=self.dark)
             return empty, channel_sensitivity_chart({}, dark=self.dark)
-        names = [name for name in self.session.layers["name"] if name in pruning.sensitivity]
-        sensitivity = {name: pruning.sensitivity[name] for name in names}
+        sensitivity = in_order(self.session)
+        notes = plan_notes(self.session, plan)
         return (
             channel_plan_chart(
                 {name: len(values) for name, values in sensitivity.items()},
                 plan.removed,
-                notes={name: said(reason) for name, reason in self._notes(plan).items()},
+                notes={name: said(reason) for name, reason in notes.items()},
                 dark=self.dark,
             ),
             channel_sensitivity_chart(sensitivity, plan.removed, dark=self.dark),
         )
 
-    def _notes(self, plan: PrunePlan) -> dict[str, str]:
-        given = self.session.prune_ratios() if plan.kind == "columns" else plan.ratios
-        notes: dict[str, str] = self.session.pruning.notes(given)
-        return notes
-
     def refresh(self) -> None:
         pruning, plan = self.session.pruning, self.chosen
+        self.details.layout.display = "none" if pruning is None else ""
         before, self._figures = self._figures, self._build()
         shown = (self.channels, self.heat)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
             figures.replace(widget, old, new)
             widget.layout.height = new.layout.height
         if pruning is None or plan is None:
-            words = [
-                _(
-                    "Measure sensitivity finds the channels that matter least; nothing is changed "
-                    "by it. After pruning the network has to be trained again."
-                )
-            ]
+            words = [pruning_invitation()]
             self.numbers.value = ""
         else:
             words = [first_try(plan), measure_advice(pruning), coupled_advice(pruning)]
@@ -180,52 +178,12 @@ class PruningPanel(SessionView):
         self.prune.disabled = active or plan is None or not plan.removed
 
     def _finished(self) -> None:
-        self.result.value = shrunk_html(self.session.shrunk)
-
-
-def _target(plan: PrunePlan) -> str:
-    return f"{100 * plan.target:.0f} %" if plan.kind == "uniform" else f"{plan.target:.2f}×"
+        self.result.value = shrunk_html(self.session.shrunk, "prune")
 
 
 def plan_html(pruning: PruningState, plan: PrunePlan) -> str:
     """What a plan leaves of each cost as a table, and what should be known about it."""
-    lines = "".join(
-        f"<tr><td>{html.escape(figure.title)}</td><td>{html.escape(figure.whole)} →</td>"
-        f"<td><b>{html.escape(figure.left)}</b></td><td>{html.escape(figure.ratio)}</td>"
-        f"<td>{html.escape(figure.note)}</td></tr>"
-        for figure in plan_figures(pruning, plan)
-    )
     advice = "".join(
         f'<div class="wb-bad">{html.escape(line)}</div>' for line in plan_advice(pruning, plan)
     )
-    return f'<table class="wb-table">{lines}</table>{advice}'
-
-
-def shrunk_html(shrunk: Shrunk | None) -> str:
-    """The smaller project of the last pruning and its figures; empty before one."""
-    if shrunk is None or shrunk.kind != "prune":
-        return ""
-    name = shrunk.metric_name
-    pairs: list[tuple[str, Any, tuple[float, float]]] = [
-        (formats.metric_title(name) or _("metric"), lambda v: formats.metric(v, name),
-         shrunk.metric),
-        (_("multiply-accumulates"), formats.count, shrunk.macs),
-        (_("parameters"), formats.count, shrunk.parameters),
-        (_("latency"), _ms, shrunk.latency_ms),
-    ]  # fmt: skip
-    lines = "".join(
-        f"<tr><td>{html.escape(title)}</td><td>{show(before)} →</td>"
-        f"<td><b>{show(after)}</b></td></tr>"
-        for title, show, (before, after) in pairs
-    )
-    advice = "<br>".join(html.escape(line) for line in shrunk_advice(shrunk))
-    done = _("pruned project: {name}").format(name=Path(shrunk.folder).name)
-    folder = f"<code>wb.open({html.escape(repr(shrunk.folder))})</code>"
-    return (
-        f'<div class="wb-note"><span class="wb-good">✓ {html.escape(done)}</span> · {folder}</div>'
-        f'<table class="wb-table">{lines}</table><div class="wb-note">{advice}</div>'
-    )
-
-
-def _ms(value: float) -> str:
-    return f"{value:.2f} ms" if math.isfinite(value) else formats.UNKNOWN
+    return figures_html(plan_figures(pruning, plan)) + advice

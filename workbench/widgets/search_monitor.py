@@ -12,8 +12,9 @@ from workbench.charts import bracket_strip, formats, pareto_chart, search_chart
 from workbench.charts.text import N_, _
 from workbench.charts.words import trial_kinds
 from workbench.widgets import figures
+from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,13 +54,23 @@ class SearchMonitor(SessionView):
         )
         self.cost.style.button_width = "auto"
         self._figures = self._build()
-        self.chart, self.pareto, self.strip = (figures.live(figure) for figure in self._figures)
+        self.chart, self.pareto, self.strip = (
+            figures.live(figure, dark=dark) for figure in self._figures
+        )
+        titles = (
+            _("Metric by trial"), _("Layers by sensitivity and the bracket"),
+            _("Metric by cost of every trial"),
+        )  # fmt: skip
+        chart, strip, pareto = (
+            Chart(figure, title, session.project.name)
+            for figure, title in zip((self.chart, self.strip, self.pareto), titles, strict=True)
+        )
         self.trials = w.HTML()
         super().__init__(
             session,
             [
-                w.HBox([self.max_loss, self.strategy, self.start, self.pause, self.accept]),
-                self.bar, self.chart, self.strip, self.cost, self.pareto, self.trials,
+                bar(self.max_loss, self.strategy, self.start, self.pause, self.accept),
+                self.bar, chart, strip, self.cost, pareto, self.trials,
             ],
         )  # fmt: skip
         self.max_loss.observe(lambda _: self.refresh(), "value")

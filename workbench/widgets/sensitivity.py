@@ -12,7 +12,8 @@ from workbench.charts import QUANTITIES, sensitivity_chart
 from workbench.charts.sensitivity import below_threshold
 from workbench.charts.text import _, ngettext
 from workbench.widgets import figures
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.chart import Chart
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -51,10 +52,11 @@ class SensitivityChart(SessionView):
         self.threshold.layout.width = "180px"
         self.skip = button(_("Skip them"), self._skip)
         self._shown = self._build()
-        self.figure = figures.live(self._shown)
+        self.figure = figures.live(self._shown, dark=dark)
         self._bind()
-        bar = w.HBox([self.quantity, self.order, self.threshold, self.skip])
-        super().__init__(session, [bar, self.figure])
+        chart = Chart(self.figure, _("Chart of the layers"), session.project.name)
+        controls = bar(self.quantity, self.order, self.threshold, self.skip)
+        super().__init__(session, [controls, chart])
         for control in (self.quantity, self.order, self.threshold):
             control.observe(lambda _: self.refresh(), "value")
         self.observe(lambda _: self.refresh(), "selected")

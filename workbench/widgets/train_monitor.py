@@ -21,8 +21,9 @@ from workbench.charts.text import N_, _
 from workbench.charts.words import method_title
 from workbench.studio.training_state import METHODS, PLAIN
 from workbench.widgets import figures
+from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,20 +65,29 @@ class TrainMonitor(SessionView):
         self.masked = w.Dropdown(description=_("weight of"), options=())
         self.masked.layout.width = "420px"
         self._figures = self._build()
-        self.loss, self.metric, self.rate, self.clips, self.weight = map(
-            figures.live, self._figures
+        self.loss, self.metric, self.rate, self.clips, self.weight = (
+            figures.live(figure, dark=dark) for figure in self._figures
         )
-        self.masks = w.VBox([self.masked, self.weight])
+        titles = (
+            _("Loss by step"), _("Metric by step"), _("Learning rate by step"),
+            _("Clip bounds by step"), _("Weights before and after"),
+        )  # fmt: skip
+        loss, metric, rate, clips, weight = (
+            Chart(figure, title, session.project.name)
+            for figure, title in zip(
+                (self.loss, self.metric, self.rate, self.clips, self.weight), titles, strict=True
+            )
+        )
+        self.masks = w.VBox([self.masked, weight])
         self.result = w.HTML()
         super().__init__(
             session,
             [
-                w.HBox([
+                bar(
                     self.method, self.epochs, self.start, self.stop, self.resume, self.use,
                     self.back,
-                ]),
-                self.bar, self.result, self.loss, self.metric, self.layers, self.clips, self.rate,
-                self.masks,
+                ),
+                self.bar, self.result, loss, metric, self.layers, clips, rate, self.masks,
             ],
         )  # fmt: skip
         self.layers.observe(lambda _: None if self._muted else self.refresh(), "value")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import html
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as w
@@ -28,6 +28,12 @@ STYLE = """<style>
 .wb-off { opacity: 0.5; }
 .wb-bad { color: #c8372d; font-weight: 600; }
 .wb-good { color: #2e7d4f; font-weight: 600; }
+.wb-chart { position: relative; }
+.wb-chart-tools { display: flex; gap: 4px; height: 20px; }
+.wb-chart-tool { font-size: 11px; line-height: 1; padding: 2px 6px; cursor: pointer;
+  opacity: 0.75; color: inherit; background: transparent; border: 1px solid currentColor;
+  border-radius: 3px; }
+.wb-chart-tool:hover, .wb-chart-tool:focus-visible { opacity: 1; }
 .wb-note { font-size: 12px; opacity: 0.8; line-height: 1.4; }
 .wb-table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
 .wb-table td, .wb-table th { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
@@ -121,3 +127,18 @@ def button(text: str, action: Callable[[], Any], *, tip: str = "", style: str = 
     made.layout.width = "auto"
     made.on_click(lambda _: action())
     return made
+
+
+def bar(*controls: w.Widget) -> w.HBox:
+    """Controls in a row, in more than one where the cell is narrow."""
+    return w.HBox(list(controls), layout=w.Layout(flex_flow="row wrap"))
+
+
+def table_html(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows of texts as an HTML table; empty without any."""
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in heads)
+    return f'<table class="wb-table"><tr>{head}</tr>{lines}</table>' if lines else ""
