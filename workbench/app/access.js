@@ -24,6 +24,9 @@
     }
   };
 
+  const CELL = ".tabulator-cell, .wb-group"; // the header of a group is a row with one cell
+  const field = (cell) => cell.getAttribute("tabulator-field");
+
   class Grid {
     constructor(root, table) {
       this.root = root;
@@ -33,7 +36,7 @@
       this.held = false; // the focus is here, or was when its cell was drawn anew
       table.addEventListener("keydown", (event) => this.press(event), true);
       table.addEventListener("focusin", (event) => {
-        const cell = event.target.closest(".tabulator-cell");
+        const cell = event.target.closest(CELL);
         if (cell) {
           this.held = true;
           this.choose(cell);
@@ -52,19 +55,19 @@
     }
 
     cells(row) {
-      return [...row.querySelectorAll(".tabulator-cell")].filter((cell) => cell.offsetWidth > 0);
+      return [...row.querySelectorAll(CELL)].filter((cell) => cell.offsetWidth > 0);
     }
 
-    at(row, field) {
+    at(row, name) {
       const cells = row ? this.cells(row) : [];
-      return cells.find((cell) => cell.getAttribute("tabulator-field") === field) || cells[0];
+      return cells.find((cell) => field(cell) === name) || cells[0];
     }
 
     choose(cell) {
       this.cell = cell;
       const row = cell.closest(".tabulator-row");
-      this.place = [this.rows().indexOf(row), cell.getAttribute("tabulator-field")];
-      for (const other of this.table.querySelectorAll(".tabulator-cell[tabindex='0']")) {
+      this.place = [this.rows().indexOf(row), field(cell) || this.place[1]];
+      for (const other of this.table.querySelectorAll("[role='gridcell'][tabindex='0']")) {
         if (other !== cell) {
           other.tabIndex = -1;
         }
@@ -82,12 +85,16 @@
       const holder = this.table.querySelector(".tabulator-tableholder");
       const rows = this.rows();
       holder.removeAttribute("tabindex"); // a grid holds rows, nothing that can be focused
+      for (const header of this.table.querySelectorAll(".wb-group")) {
+        const group = header.closest(".tabulator-group");
+        header.setAttribute("aria-expanded", group.classList.contains("tabulator-group-visible"));
+      }
       if (!rows.length) {
         return;
       }
       const there = this.cell && this.table.contains(this.cell);
-      const [index, field] = this.place;
-      const cell = there ? this.cell : this.at(rows[Math.min(index, rows.length - 1)], field);
+      const [index, name] = this.place;
+      const cell = there ? this.cell : this.at(rows[Math.min(index, rows.length - 1)], name);
       if (!cell) {
         return;
       }
@@ -102,7 +109,7 @@
         this.held = false;
       }
       const cell = event.target;
-      if (!cell.classList.contains("tabulator-cell") || event.ctrlKey || event.metaKey || event.altKey) {
+      if (!cell.matches(CELL) || event.ctrlKey || event.metaKey || event.altKey) {
         return; // in an editor the keys are the editor's
       }
       const rows = this.rows();
@@ -113,7 +120,7 @@
       const right = { ArrowLeft: -1, ArrowRight: 1, Home: -column, End: cells.length }[event.key];
       if (down !== undefined) {
         const next = rows[Math.max(0, Math.min(rows.length - 1, row + down))];
-        this.go(this.at(next, cell.getAttribute("tabulator-field")));
+        this.go(this.at(next, field(cell) || this.place[1]));
       } else if (right !== undefined) {
         this.go(cells[Math.max(0, Math.min(cells.length - 1, column + right))]);
       } else if (event.key === " " || event.key === "Enter") {

@@ -66,7 +66,7 @@ class LayerChart(View):
         self.watch(
             window,
             self.update,
-            "quantity", "order", "threshold", "selected", "dark", "pattern", "type",
+            "quantity", "order", "threshold", "selected", "dark", "pattern", "type", "grouped",
         )  # fmt: skip
         self._beside()
 
@@ -75,11 +75,13 @@ class LayerChart(View):
         return sensitivity_chart(
             shown_layers(self.session.layers, window),
             quantity=window.quantity,
-            order=window.order,
+            # Modules are in an order of their own, which a second sorting would undo.
+            order="execution" if window.grouped else window.order,
             threshold=window.threshold,
             selected=window.selected,
             dark=window.dark,
-            uirevision=f"{self.session.project.name}-{window.pattern}-{window.type}",
+            uirevision=f"{self.session.project.name}-{window.pattern}-{window.type}-{window.order}"
+            f"-{window.grouped}",
             height=HEIGHT,
         )
 

@@ -13,7 +13,7 @@ import panel as pn
 from panel.io.model import JSCode
 
 from workbench.app.i18n import _, said
-from workbench.app.rows import shown_layers
+from workbench.app.rows import module_of, shown_layers
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, LAYERS_TAB, WindowState
@@ -27,13 +27,19 @@ TICKS = ("quant_enable", "retrain_enable", "channel_wise", "prune_enable")
 RATIO = "prune_ratio"
 BITS = ("act_bits", "wts_bits")
 CHOSEN = "selected"
+GROUP = "module"
 MENUS = ("act_algo", "wts_algo", "act_bits", "wts_bits", "dmq")
 NO_DMQ = "—"
 STRENGTHS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 RATIOS = (0.1, *STRENGTHS)
 SHORT = {"ifmr": "IFMR", "hfmg": "HFMG", "arq_quantize": "ARQ", "ada_quantize": "ADA"}
 # An editor opens by a click, not by the focus: the keyboard moves over the cells.
-TABLE = {"columnDefaults": {"headerSort": False}, "rowHeight": 28, "editTriggerEvent": "click"}
+TABLE = {
+    "columnDefaults": {"headerSort": False},
+    "rowHeight": 28,
+    "editTriggerEvent": "click",
+    "groupToggleElement": "header",
+}
 _TICK = """\
 (cell, on, off, label) => {
   const box = document.createElement("span");
@@ -42,6 +48,18 @@ _TICK = """\
   box.setAttribute("aria-checked", String(Boolean(cell.getValue())));
   box.textContent = cell.getValue() ? on : off;
   return box;
+}"""
+# A header of a group is a row with one cell, which says whether the group is open.
+_GROUP = """\
+(value, count, data, group) => {
+  group._group.element.setAttribute("role", "row");
+  const cell = document.createElement("span");
+  cell.className = "wb-group";
+  cell.setAttribute("role", "gridcell");
+  cell.setAttribute("aria-expanded", String(group._group.visible));
+  cell.tabIndex = -1;
+  cell.textContent = `${value.replace(/^module: /, "")} · ${count}`;
+  return cell;
 }"""
 AS_LONG_AS_THE_WINDOW = """
 :host { --wb-height: max(312px, calc(100vh - 560px));
@@ -95,15 +113,18 @@ def display_frame(
     threshold: float,
     selected: Collection[str],
     whole: Mapping[str, str],
+    *,
+    grouped: bool = False,
 ) -> pd.DataFrame:
     """The table as text and ticks, in the order shown, with a fresh row index.
 
-    ``whole``: why layers keep all their channels.
+    ``whole``: why layers keep all their channels. ``grouped``: by the modules they lie in.
     """
     if not len(shown):
         # Tabulator chooses how to show a column by its type, once: an empty table needs them too.
         kinds = {**dict.fromkeys((CHOSEN, *TICKS), bool), **dict.fromkeys(BITS, np.int64)}
-        return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, object)) for c in WIDTHS})
+        names = (*WIDTHS, GROUP)
+        return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, object)) for c in names})
     words = {
         "quantised": _("quantised"),
         "worse": _("below the line"),
@@ -148,6 +169,10 @@ def display_frame(
         "reason": [
             layer_reason(said(reason), said(whole.get(name, "")))
             for name, reason in zip(shown["name"].tolist(), shown["reason"].tolist(), strict=True)
+        ],
+        GROUP: [
+            (module_of(name) or _("top level")) if grouped else ""
+            for name in shown["name"].tolist()
         ],
     }
     return pd.DataFrame(frame)
@@ -217,7 +242,9 @@ class LayerTable(View):
             | {CHOSEN: tick("☑", "☐", _("select"))},
             layout="fit_data_stretch",
             theme="materialize",
-            configuration=TABLE,
+            configuration={**TABLE, "groupHeader": JSCode(_GROUP)},
+            hidden_columns=[GROUP],
+            groupby=self._groupby(),
             sizing_mode="stretch_width",
             height=312,
             margin=0,
@@ -227,17 +254,29 @@ class LayerTable(View):
         self.table.on_edit(self._edited)
         self.watch(session, self.update, "layers", "pruning")
         self.watch(
-            window, self.update, "quantity", "order", "threshold", "pattern", "type", "selected"
-        )
+            window,
+            self.update,
+            "quantity", "order", "threshold", "pattern", "type", "selected", "grouped",
+        )  # fmt: skip
 
     def _frame(self) -> pd.DataFrame:
         shown = shown_layers(self.session.layers, self.window)
         return display_frame(
-            shown, self.window.threshold, self.window.selected, self._whole.reasons()
+            shown,
+            self.window.threshold,
+            self.window.selected,
+            self._whole.reasons(),
+            grouped=self.window.grouped,
         )
+
+    def _groupby(self) -> list[str]:
+        return [GROUP] if self.window.grouped else []
 
     def update(self) -> None:
         frame = self._frame()
+        if self.table.groupby != self._groupby():
+            self.table.param.update(value=frame, groupby=self._groupby())
+            return
         cells = changed_cells(self.table.value, frame)
         if cells is None or sum(len(rows) for rows in cells.values()) > MOST_PATCHED:
             self.table.value = frame

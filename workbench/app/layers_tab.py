@@ -14,7 +14,9 @@ from workbench.app.job_notice import JobNotice
 from workbench.app.layer_chart import LayerChart
 from workbench.app.layer_table import LayerTable, menu
 from workbench.app.threshold_count import ThresholdCount
+from workbench.app.variants_bar import VariantsBar
 from workbench.app.view import View
+from workbench.app.what_if import WhatIf
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts.sensitivity import QUANTITIES, below_threshold
 from workbench.studio.session import Session
@@ -30,7 +32,9 @@ class LayersTab(View):
         self.chart = LayerChart(session, window)
         self.table = LayerTable(session, window)
         self.state = JobNotice(session, window, ("open", "analyse", "evaluate"))
-        self.parts = [self.chart, self.table, self.state]
+        self.variants = VariantsBar(session, window)
+        self.what_if = WhatIf(session, window)
+        self.parts = [self.chart, self.table, self.state, self.variants, self.what_if]
         small = {"size": "small", "margin": 0}
         self.quantity = pmui.Select.from_param(
             window.param.quantity,
@@ -58,11 +62,20 @@ class LayersTab(View):
         )
         self.count = ThresholdCount(self.skip_below, margin=0)
         self.pattern = pmui.TextInput(
-            label=_("filter name (regex)"), value=window.pattern, width=170, **small
+            label=_("filter name (regex)"), value=window.pattern, width=160, **small
         )
-        self.type = pmui.Select(label=_("type"), options={_("all"): ""}, width=130, **small)
+        self.type = pmui.Select(label=_("type"), options={_("all"): ""}, width=120, **small)
         self.worst_k = pmui.IntInput(label=_("k"), value=3, start=1, end=10_000, width=92, **small)
         window.keep("layers.k", self.worst_k)
+        self.parameters = pmui.IntInput(
+            label=_("N"), value=1000, start=1, end=1_000_000_000, step=1000, width=112, **small
+        )
+        self.grouped = pmui.Switch.from_param(
+            window.param.grouped,
+            label=_("by module"),
+            description="",
+            **small,
+        )
         self.chosen = ThemedHTML(
             width=80,
             sizing_mode=None,
@@ -76,6 +89,10 @@ class LayersTab(View):
             ),
             self._button(_("first + last"), lambda: self.select(rows.first_and_last(self.shown))),
             self._button(_("depthwise"), lambda: self.select(self._depthwise())),
+            self._button(
+                _("under N parameters"),
+                lambda: self.select(rows.small(self.shown, int(self.parameters.value or 1))),
+            ),
             self._button(_("all shown"), lambda: self.select(tuple(self.shown["name"]))),
             self._button(_("none"), lambda: self.select(())),
         ]
@@ -218,9 +235,13 @@ class LayersTab(View):
                 self.order,
                 self.threshold,
                 self.count,
+                self.variants.opener,
+                self.what_if,
                 margin=(6, 0, 4, 0),
                 styles=_CENTRED,
+                sizing_mode="stretch_width",
             ),
+            self.variants,
             self.chart,
             pn.Row(
                 self.pattern,
@@ -232,7 +253,10 @@ class LayersTab(View):
                 ),
                 *self.presets[:1],
                 self.worst_k,
-                *self.presets[1:],
+                *self.presets[1:5],
+                self.parameters,
+                *self.presets[5:],
+                self.grouped,
                 margin=(4, 0, 4, 0),
                 styles=_CENTRED,
             ),

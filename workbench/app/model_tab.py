@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.shrunk_result import made_from
@@ -17,28 +18,41 @@ from workbench.app.style import BESIDE
 from workbench.app.view import View
 from workbench.app.window import MODEL_TAB, WindowState
 from workbench.charts import formats, module_chart
+from workbench.studio.abilities import ABILITIES, obstacles
 from workbench.studio.session import Session
 from workbench.studio.state import Summary
 
+NAMED = 4
+"""So many layers with one reason are named; more are folded away."""
 
-def model_summary(layers: pd.DataFrame, summary: Summary) -> str:
-    """Counts by layer type and, for what cannot be quantised, the reason in words."""
+
+def model_summary(
+    layers: pd.DataFrame, summary: Summary, obstacles: Mapping[str, Mapping[str, str]]
+) -> str:
+    """Counts by layer type and, for what cannot be done with a layer, the reason in words.
+
+    ``obstacles``: as ``studio.abilities`` has them.
+    """
     if not len(layers):
         return f'<p class="wb-empty">{escape(_("The model is being opened."))}</p>'
+    able = {ability: ~layers["name"].isin(list(reasons)) for ability, reasons in obstacles.items()}
     cells = []
     for kind, group in layers.groupby("type", sort=False):
-        cells.append(
-            f"<tr><td>{escape(str(kind))}</td><td class='wb-number'>{len(group)}</td>"
-            f"<td class='wb-number'>{int(group['eligible'].sum())}</td>"
-            f"<td class='wb-number'>{formats.count(float(group['parameters'].sum()))}</td>"
-            f"<td class='wb-number'>{formats.count(float(group['macs'].sum()))}</td></tr>"
-        )
+        counts = [len(group), *(int(able[ability][group.index].sum()) for ability in ABILITIES)]
+        sizes = [formats.count(float(group[column].sum())) for column in ("parameters", "macs")]
+        numbers = "".join(f"<td class='wb-number'>{value}</td>" for value in (*counts, *sizes))
+        cells.append(f"<tr><td>{escape(str(kind))}</td>{numbers}</tr>")
+    counts = [len(layers), *(int(able[ability].sum()) for ability in ABILITIES)]
+    numbers = "".join(f"<td class='wb-number'>{value}</td>" for value in counts)
+    cells.append(f"<tr><th>{escape(_('all'))}</th>{numbers}<td></td><td></td></tr>")
     head = "".join(
         f"<th class='{css}'>{escape(title)}</th>"
         for title, css in (
             (_("layer type"), ""),
             (_("layers"), "wb-number"),
             (_("can be quantised"), "wb-number"),
+            (_("can be trained"), "wb-number"),
+            (_("can be pruned"), "wb-number"),
             (_("parameters"), "wb-number"),
             ("MAC", "wb-number"),
         )
@@ -48,21 +62,40 @@ def model_summary(layers: pd.DataFrame, summary: Summary) -> str:
         f'<p class="wb-muted">{escape(said(summary.data))}</p>'
         f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{"".join(cells)}</tbody></table>'
     )
-    refused = layers[~layers["eligible"]]
-    if not len(refused):
-        return text + f'<p class="wb-good">✓ {escape(_("Every layer can be quantised."))}</p>'
+    if not obstacles["quantised"]:
+        text += f'<p class="wb-good">✓ {escape(_("Every layer can be quantised."))}</p>'
+    titles = {
+        "quantised": _("Layers that stay float"),
+        "trained": _("Layers that quantisation-aware training leaves alone"),
+        "pruned": _("Layers that keep all their channels"),
+    }
+    return text + "".join(_reasons(titles[name], obstacles[name]) for name in ABILITIES)
+
+
+def _reasons(title: str, obstacles: Mapping[str, str]) -> str:
+    """Layers by the reason that they have in common."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in obstacles.items():
+        by_reason.setdefault(said(reason), []).append(name)
     lines = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{escape(str(kind))}</td>"
-        f"<td>{escape(said(str(reason)))}</td></tr>"
-        for name, kind, reason in zip(
-            refused["name"], refused["type"], refused["reason"], strict=True
-        )
+        f"<tr><td>{escape(reason)}</td><td>{_names(names)}</td></tr>"
+        for reason, names in by_reason.items()
     )
-    return text + (
-        f'<h2 class="wb">{escape(_("Layers that stay float"))}</h2>'
-        f'<table class="wb"><thead><tr><th>{escape(_("name"))}</th><th>{escape(_("type"))}</th>'
-        f"<th>{escape(_('why'))}</th></tr></thead><tbody>{lines}</tbody></table>"
+    if not lines:
+        return ""
+    return (
+        f'<h2 class="wb">{escape(title)}</h2>'
+        f'<table class="wb"><thead><tr><th>{escape(_("why"))}</th><th>{escape(_("layers"))}</th>'
+        f"</tr></thead><tbody>{lines}</tbody></table>"
     )
+
+
+def _names(names: Sequence[str]) -> str:
+    text = escape(", ".join(names))
+    if len(names) <= NAMED:
+        return text
+    count = ngettext("{n} layer", "{n} layers", len(names)).format(n=len(names))
+    return f"<details><summary>{escape(count)}</summary>{text}</details>"
 
 
 class ModelTab(View):
@@ -80,7 +113,7 @@ class ModelTab(View):
             options={_("treemap"): "treemap", _("icicle"): "icicle"}, value="treemap", size="small"
         )
         self.chart = Plot(self._figure(), height=460, label=_("Map of the modules"))
-        self.watch(session, self.update, "layers", "summary", "origin")
+        self.watch(session, self.update, "layers", "summary", "origin", "pruning")
         self.watch(window, self.update_theme, "dark")
         self.watch(self.value, self.draw, "value")
         self.watch(self.kind, self.draw, "value")
@@ -101,7 +134,8 @@ class ModelTab(View):
 
     def update(self) -> None:
         session = self.session
-        self.text.fill(made_from(session.origin) + model_summary(session.layers, session.summary))
+        text = model_summary(session.layers, session.summary, obstacles(session))
+        self.text.fill(made_from(session.origin) + text)
         self.draw()
 
     def update_theme(self) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from workbench.app.i18n import _
@@ -41,7 +42,20 @@ def shown_layers(layers: pd.DataFrame, window: WindowState) -> pd.DataFrame:
         keep &= np.array([pattern.search(str(name)) is not None for name in table["name"]])
     if window.type:
         keep &= np.asarray(table["type"] == window.type)
-    return table if keep.all() else table[keep]
+    table = table if keep.all() else table[keep]
+    return table.iloc[by_module(table["name"].tolist())] if window.grouped else table
+
+
+def module_of(name: str) -> str:
+    """The module that a layer lies in: its path without the last part; empty at the top."""
+    return name.rpartition(".")[0]
+
+
+def by_module(names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Positions that put the layers of a module together, modules by their first layer."""
+    modules = [module_of(name) for name in names]
+    first = {module: place for place, module in reversed(list(enumerate(modules)))}
+    return np.argsort(np.array([first[module] for module in modules], dtype=int), kind="stable")
 
 
 def worst(layers: pd.DataFrame, k: int) -> tuple[str, ...]:
@@ -62,6 +76,11 @@ def first_and_last(layers: pd.DataFrame) -> tuple[str, ...]:
     names = layers.sort_index()
     names = names[names["eligible"]]["name"]
     return tuple(dict.fromkeys([*names.iloc[:1], *names.iloc[-1:]]))
+
+
+def small(layers: pd.DataFrame, parameters: int) -> tuple[str, ...]:
+    """Eligible layers with fewer parameters."""
+    return tuple(layers[layers["eligible"] & (layers["parameters"] < parameters)]["name"])
 
 
 def depthwise(layers: pd.DataFrame, grouped: Iterable[str]) -> tuple[str, ...]:

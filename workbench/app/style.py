@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from workbench.charts.theme import DARK, FONT, LIGHT, Palette, palette
+from workbench.charts.theme import DARK, FONT, LIGHT, PAPER, Palette, palette
 
-PAPER = {False: "#ffffff", True: "#14191f"}
 BAR = {False: "#f6f8fa", True: "#191f26"}
 
 
@@ -89,6 +88,7 @@ table.wb th { text-align: left; color: var(--wb-muted); font-weight: 500; font-s
 table.wb th, table.wb td { padding: 5px 16px 5px 0; border-bottom: 1px solid var(--wb-grid);
                            vertical-align: top; }
 table.wb td.wb-number, table.wb th.wb-number { text-align: right; }
+table.wb td.wb-number { white-space: nowrap; }
 a { color: var(--wb-accent); }
 pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-radius: 4px;
          padding: 12px 14px; margin: 0; overflow: auto; font-size: 12.5px; line-height: 1.5;
@@ -105,7 +105,8 @@ TABLE_CSS = """
 .tabulator { font-size: 12.5px !important; background: transparent; border: none; }
 .tabulator-row, .tabulator-header, .tabulator-col { font-size: 12.5px !important; }
 .tabulator .tabulator-header .tabulator-col { font-weight: 500; }
-.tabulator .tabulator-row .tabulator-cell { padding: 4px 8px !important; height: 28px; }
+.tabulator .tabulator-row .tabulator-cell { padding: 4px 8px !important; height: 28px;
+  min-height: 28px !important; box-sizing: border-box; }
 .tabulator .tabulator-header .tabulator-col .tabulator-col-content { padding: 6px 8px !important; }
 .tabulator .tabulator-tableholder .tabulator-table .tabulator-row { min-height: 28px !important; }
 .tabulator-row .tabulator-cell[tabulator-field="selected"],
@@ -119,4 +120,13 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell:focus-visible { outline: 2px solid var(--panel-primary-color);
   outline-offset: -2px; }
 .tabulator-row .tabulator-cell[tabulator-field="selected"] { font-size: 15px; line-height: 1; }
+.tabulator .tabulator-row.tabulator-group { box-sizing: border-box; height: 28px;
+  padding: 0 8px !important; line-height: 27px; font-weight: 600; cursor: pointer;
+  color: var(--panel-on-background-color);
+  background: color-mix(in srgb, var(--panel-on-background-color) 6%, transparent) !important;
+  border: 0 !important; }
+.tabulator-row.tabulator-group span.wb-group { margin-left: 4px; padding: 2px 4px;
+  color: inherit; }
+.wb-group:focus { outline: none; }
+.wb-group:focus-visible { outline: 2px solid var(--panel-primary-color); }
 """

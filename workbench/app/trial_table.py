@@ -66,8 +66,13 @@ def share_text(share: float) -> str:
 def comparison(table: pd.DataFrame, metric_name: str) -> str:
     """``Session.compare`` as HTML: figures side by side, then the layers that differ."""
     first, second = table.columns
+    columns = (table.iloc[:, 0], table.iloc[:, 1])  # two columns may have one title
     shown: dict[str, tuple[str, Callable[[Any], str]]] = {
         "metric": (formats.metric_title(metric_name), lambda x: formats.metric(x, metric_name)),
+        "predicted": (
+            _("{metric}, predicted").format(metric=formats.metric_title(metric_name)),
+            lambda x: "≈ " + formats.metric(x, metric_name),
+        ),
         "loss": (_("loss"), lambda x: formats.loss(x, metric_name)),
         "size": (_("size"), formats.size),
         "bops": (_("bit-operations"), formats.bit_operations),
@@ -75,19 +80,18 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
         "share": (_("samples evaluated"), share_text),
         "seconds": (_("time"), lambda x: f"{x:.1f} s"),
     }
-    words = {"float": "○ " + _("stays float"), "quantised": "● " + _("quantised")}
     lines = []
-    for (what, name), a, b in zip(table.index, table[first], table[second], strict=True):
+    for (what, name), a, b in zip(table.index, *columns, strict=True):
         if what == "figure":
             title, text = shown[name]
             cells = [formats.UNKNOWN if x != x else escape(text(x)) for x in (a, b)]
         else:
-            title, cells = name, [escape(words.get(x) or _setting_text(x)) for x in (a, b)]
+            title, cells = name, [escape(_layer_text(x)) for x in (a, b)]
         lines.append(
             f"<tr><td>{escape(title)}</td>" + "".join(f"<td>{x}</td>" for x in cells) + "</tr>"
         )
     differing = sum(what == "layer" for what, _name in table.index)
-    head = _("The same layers are left in float")
+    head = _("No layer differs")
     if differing:
         head = ngettext("{n} layer differs", "{n} layers differ", differing).format(n=differing)
     return (
@@ -103,15 +107,19 @@ def _heading(trial: Any) -> str:
     return trial if isinstance(trial, str) else _("trial {number}").format(number=trial)
 
 
-def _setting_text(text: str) -> str:
-    """``quantised: wts_bits 4`` with the columns' names as the Layers tab has them."""
+def _layer_text(text: str) -> str:
+    """``quantised: wts_bits 4`` in words, with the columns' names as the Layers tab has them."""
+    what, _colon, settings = text.partition(": ")
+    words = {"float": "○ " + _("stays float"), "quantised": "● " + _("quantised")}
     names = {
         "act_bits": _("act bits"), "wts_bits": _("wts bits"), "act_algo": _("act"),
         "wts_algo": _("wts"), "channel_wise": _("per channel"), "dmq": "DMQ",
+        "retrain_enable": _("train"), "prune_enable": _("prune"),
+        "prune_ratio": _("prune ratio"), "True": "✓", "False": "✕",
     }  # fmt: skip
     for column, name in names.items():
-        text = text.replace(column, name)
-    return "● " + text.replace("quantised", _("quantised"), 1)
+        settings = settings.replace(column, name)
+    return f"{words[what]}: {settings}" if settings else words[what]
 
 
 class TrialTable(View):

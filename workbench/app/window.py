@@ -35,6 +35,7 @@ class WindowState(param.Parameterized):
     threshold = param.Number(default=0.99, bounds=(-1.0, 1.0), doc="Cosine similarity.")
     pattern = param.String(default="", doc="Regular expression a layer's name must contain.")
     type = param.String(default="", doc="Layer type to show; empty: all.")
+    grouped = param.Boolean(default=False, doc="Layers of a module together, under its name.")
     search_part: Any = param.Selector(
         default="quantise", objects=["quantise", "channels", "decompose"]
     )

@@ -89,6 +89,14 @@ class MeasuringControl:
         known = self.project.source.kind != "none"
         return manager is not None and manager.measures and known and not self.project.read_only
 
+    @property
+    def measuring_this(self: Measured) -> Measuring | None:
+        """``measuring``, where it concerns the configuration as it is."""
+        found = self.measuring
+        if found is None or found.config_hash != self._follower.figures.hash():
+            return None
+        return found
+
     def set_background(self: Measured, on: bool) -> None:
         """Evaluate edits in the background, or not; for every window of the project."""
         store = self.project.store

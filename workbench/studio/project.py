@@ -40,6 +40,9 @@ MODEL_FILES: Mapping[str, tuple[str, str]] = {
 Named, not imported: a server that only shows tables never loads torch.
 """
 
+FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
+"""Kinds of source whose models cannot be trained."""
+
 _UNSAFE = re.compile(r"[^\w.\- ]+", re.UNICODE)
 
 

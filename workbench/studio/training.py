@@ -22,6 +22,7 @@ from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.graph.capture import copy_model
 from workbench.studio.code import load_object
 from workbench.studio.masks import masks_file
+from workbench.studio.project import FILE_SOURCES
 from workbench.studio.sources import base_model
 from workbench.studio.tasks import (
     Run,
@@ -35,7 +36,6 @@ from workbench.studio.training_script import columns_hash
 from workbench.studio.training_state import COMPRESSING, KEY, QUANTISING, groups_file
 
 LOSSES = ("auto", "cross_entropy", "mse", "float")
-FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
 
 
 class Flow(Protocol):
