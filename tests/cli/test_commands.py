@@ -54,6 +54,20 @@ def test_a_chain_of_commands_leaves_what_a_page_can_open(
     assert found["ok"] and found["float_layers"] == [] and not err
     assert Path(found["record"]).is_file()
 
+    session = open_session(project, wait=False)
+    session.variants.save("all")
+    session.toggle("fc")
+    session.dispose()
+    assert run("variants", project, "--save", "fc in float", "--compare", "all") == 0
+    words = capsys.readouterr().out
+    assert "  all: " in words and "0 layers in float" in words
+    assert "    fc: quantised | now: float" in words
+    assert run("variants", project, "--save", "all") == 2
+    assert "'all' already" in capsys.readouterr().err
+    assert run("variants", project, "--use", "all", "--delete", "fc in float", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in found["variants"]] == ["all"]
+
     assert run("export", project, "--prefix", tmp_path / "out" / "net", "--json") == 0
     files = {f["kind"]: f for f in json.loads(capsys.readouterr().out)["files"]}
     session = onnxruntime.InferenceSession(files["fake_quant"]["path"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cli.command import Command, Option, Result
 from workbench.cli.shrinking import SHRINKING
+from workbench.cli.variants import VARIANTS
 from workbench.engine.errors import Cancelled, WorkbenchError, WrongState, WrongValue
 from workbench.studio.errors import JobActive, JobFailed
 from workbench.studio.kept_weights import path_of
@@ -351,6 +352,7 @@ COMMANDS: Mapping[str, Command] = {
         ),
     ),
     **SHRINKING,
+    **VARIANTS,
     "train": Command(
         "train: with quantisation in the loop, distilling, fine-tuning, 2:4 sparse or combined",
         _train,
