@@ -32,7 +32,7 @@ def test_outliers_in_times_of_the_median():
     ]
     heat = outlier_chart(profiles).data[0]
     assert list(heat.y) == ["a", "b"]
-    assert list(heat.customdata[0][:3]) == [0.5, 1.0, 1.5] and np.isnan(heat.customdata[0][3])
+    assert heat.customdata[0].tolist() == [0.5, 1.0, 1.5, None]
     assert heat.customdata[1][3] == 100 and heat.z[1][3] == pytest.approx(2.0)
     assert list(outlier_chart(profiles, after=True).data[0].customdata[0][:3]) == [1.0, 2.0, 1.0]
 

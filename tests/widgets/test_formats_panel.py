@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from format_models import make_linear_data, make_linear_net
@@ -32,6 +33,8 @@ def test_it_shows_a_measurement_and_takes_choices(
         "int8", "float8", "int4", "int4 g32", "mxfp4",
     ]  # fmt: skip
     assert list(panel.outliers.data[0].y) == ["fc", "block.fc", "lm_head"]
+    json.dumps(panel.outliers.data[0].z.tolist(), allow_nan=False)  # as a widget sends it
+    json.dumps(panel.outliers.data[0].customdata.tolist(), allow_nan=False)
     assert len(panel.smoothing.data) == 4
     assert panel.float_type.value == "bfloat16"
     assert "cast to bfloat16" in panel.note.value

@@ -13,7 +13,7 @@ from workbench.widgets.figures import live, replace
 
 
 def same(shown: go.Figure, wanted: go.Figure) -> None:
-    wanted.layout.paper_bgcolor = "#ffffff"  # a notebook has any ground
+    wanted.layout.update(paper_bgcolor="#ffffff", autosize=True)  # of a notebook
     assert plain(shown) == plain(wanted)
 
 

@@ -22,7 +22,7 @@ from workbench.charts.sensitivity import (
     worst_first,
 )
 from workbench.charts.text import _
-from workbench.charts.theme import base_figure, log_scale, note
+from workbench.charts.theme import base_figure, log_scale, note, with_gaps
 
 
 def stage_of(name: str, depth: int = 1) -> str:
@@ -78,7 +78,7 @@ def stage_strip(
     )
     scale = log_scale(dark)
     figure.add_heatmap(
-        z=heat,
+        z=with_gaps(heat),
         y=order,
         customdata=who,
         text=hover,

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from workbench.charts import formats
 from workbench.charts.sensitivity import short_name, tick_names
 from workbench.charts.text import _
-from workbench.charts.theme import base_figure, hatch, log_scale, note, palette
+from workbench.charts.theme import base_figure, hatch, log_scale, note, palette, with_gaps
 
 _LOWEST, _HIGHEST = -3.0, -1.0
 """Between these ends the colours begin, in decades below the most sensitive channel."""
@@ -63,10 +63,10 @@ def channel_sensitivity_chart(
     low = float(np.nanmin(logs, initial=_HIGHEST))
     ticks = [tick for tick in (-3, -2, -1, 0) if tick >= low]
     figure.add_heatmap(
-        z=_with_gaps(logs),
+        z=with_gaps(logs),
         x=np.arange(width),
         y=names,
-        customdata=np.dstack([channels, _with_gaps(shown)]),
+        customdata=np.dstack([channels, with_gaps(shown)]),
         zmin=low,
         zmax=0.0,
         xgap=1 if width <= _WIDE else 0,
@@ -189,13 +189,6 @@ def channel_plan_chart(
     return figure
 
 
-def _with_gaps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
-    """None in place of NaN: in two dimensions a widget sends text, and JSON has no NaN."""
-    found = values.astype(object)
-    found[np.isnan(values)] = None
-    return found
-
-
 def sparse_weight_chart(
     before: npt.ArrayLike,
     after: npt.ArrayLike,
@@ -222,7 +215,7 @@ def sparse_weight_chart(
     for number, (what, weight) in enumerate(((_("before"), dense), (_("after"), sparse))):
         suffix = "2" if number else ""
         figure.add_heatmap(
-            z=_with_gaps(np.where(weight == 0.0, np.nan, weight)),
+            z=with_gaps(np.where(weight == 0.0, np.nan, weight)),
             xaxis=f"x{suffix}",
             yaxis=f"y{suffix}",
             zmin=-largest,

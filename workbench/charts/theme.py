@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", sans-serif'
@@ -176,6 +178,13 @@ def note(figure: go.Figure, text: str, *, dark: bool) -> None:
         showarrow=False,
         font={"size": 14, "color": palette(dark).muted},
     )
+
+
+def with_gaps(values: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
+    """None in place of NaN: in two dimensions a widget sends text, and JSON has no NaN."""
+    found = values.astype(object)
+    found[np.isnan(values)] = None
+    return found
 
 
 def log_scale(dark: bool) -> list[list[object]]:

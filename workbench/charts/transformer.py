@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from workbench.charts.sensitivity import short_name
 from workbench.charts.text import _
-from workbench.charts.theme import base_figure, log_scale, note, palette
+from workbench.charts.theme import base_figure, log_scale, note, palette, with_gaps
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.module_layers import ChannelProfile, WeightError
@@ -90,10 +90,10 @@ def outlier_chart(
         row[: len(magnitudes)] = magnitudes / max(float(np.median(magnitudes)), _SMALLEST)
     names = [p.name for p in profiles]
     figure.add_heatmap(
-        z=np.log10(np.maximum(times, 0.1)),
+        z=with_gaps(np.log10(np.maximum(times, 0.1))),
         x=np.arange(width),
         y=names,
-        customdata=times,
+        customdata=with_gaps(times),
         zmin=0.0,
         zmax=2.0,
         colorscale=log_scale(dark),

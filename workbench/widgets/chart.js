@@ -1,4 +1,4 @@
-// Two small buttons over a chart: its picture, by plotly's own button for it, and its figures.
+// The title of a chart and two small buttons: its picture, by plotly's own button for it, and its figures.
 function save(name, text) {
   const link = document.createElement("a");
   // The mark tells spreadsheets that the text is UTF-8.
@@ -20,6 +20,10 @@ function render({ model, el }) {
     el.appendChild(button);
   };
   el.classList.add("wb-chart-tools");
+  const title = document.createElement("span");
+  title.className = "wb-chart-title";
+  title.textContent = model.get("label");
+  el.appendChild(title);
   const [png, csv] = model.get("titles");
   add("PNG", png, () => {
     const box = el.closest(".wb-chart")?.querySelector(".js-plotly-plot");

@@ -12,7 +12,7 @@ from workbench.charts.theme import PAPER
 def live(figure: go.Figure, *, dark: bool = False) -> go.FigureWidget:
     """A FigureWidget of ``figure``, on paper: its text is for one ground, the notebook has any."""
     widget = go.FigureWidget(figure)
-    widget.layout.paper_bgcolor = PAPER[dark]
+    widget.layout.update(paper_bgcolor=PAPER[dark], autosize=True)
     widget._config = {"displaylogo": False, "responsive": True}
     return widget
 

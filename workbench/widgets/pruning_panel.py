@@ -83,7 +83,7 @@ class PruningPanel(SessionView):
         super().__init__(
             session,
             [
-                self.measure, self.bar, self.note, self.details, self.result,
+                bar(self.measure), self.bar, self.note, self.details, self.result,
             ],
         )  # fmt: skip
         self.by.observe(lambda _change: self._offer(), "value")

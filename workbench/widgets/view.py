@@ -26,17 +26,19 @@ STYLE = """<style>
 .wb-num { text-align: right; }
 .wb-head { font-weight: 600; opacity: 0.75; }
 .wb-off { opacity: 0.5; }
-.wb-bad { color: #c8372d; font-weight: 600; }
+.wb-bad { color: #c8372d; font-weight: 600; line-height: 1.4; }
 .wb-good { color: #2e7d4f; font-weight: 600; }
 .wb-chart { position: relative; }
-.wb-chart-tools { display: flex; gap: 4px; height: 20px; }
+.wb-chart-tools { display: flex; gap: 4px; height: 20px; align-items: center; }
+.wb-chart-title { font-size: 13px; font-weight: 600; margin-right: 8px; }
 .wb-chart-tool { font-size: 11px; line-height: 1; padding: 2px 6px; cursor: pointer;
   opacity: 0.75; color: inherit; background: transparent; border: 1px solid currentColor;
   border-radius: 3px; }
 .wb-chart-tool:hover, .wb-chart-tool:focus-visible { opacity: 1; }
 .wb-note { font-size: 12px; opacity: 0.8; line-height: 1.4; }
 .wb-table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
-.wb-table td, .wb-table th { padding: 3px 10px 3px 0; text-align: left; white-space: nowrap; }
+.wb-table td, .wb-table th { padding: 3px 10px 3px 0; line-height: 1.4; text-align: left;
+  white-space: nowrap; }
 .wb-script { max-height: 320px; overflow: auto; font-size: 12px; margin: 0; }
 .wb-name button, .wb-name { text-align: left; padding: 0 2px; background: transparent; }
 </style>"""
