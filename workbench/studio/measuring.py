@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from workbench.charts.text import N_
 from workbench.studio.state import NAN
 from workbench.studio.store import Store, put_meta
 
@@ -26,7 +27,7 @@ CALIBRATION_SECONDS = "calibration_seconds"
 LIMIT_SECONDS = 20.0
 """An evaluation that is expected to take longer waits until somebody asks for it."""
 
-DIED = "the worker ended while it measured"
+DIED = N_("the worker ended while it measured")
 
 STATES = ("wanted", "running", "declined", "failed", "done")
 

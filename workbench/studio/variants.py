@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.charts.text import N_
 from workbench.engine.errors import WorkbenchError, WrongType, WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.columns import DEFAULT_RATIO, EDITABLE, checked, refusal, trainable
@@ -22,6 +23,7 @@ from workbench.studio.store import Store, put_meta
 KEY = "variants"
 MOST = 100
 LONGEST = 80
+OTHER_MODEL = N_("Delete it, or open the model it was made for.")
 SAID = 5
 """So many problems of a variant are named."""
 
@@ -161,11 +163,11 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
             found.append(value)
         columns[column] = tuple(found)
     if problems:
-        more = f" and {len(problems) - SAID} more" if len(problems) > SAID else ""
+        said = "; ".join(problems[:SAID])
         raise WrongValue(
-            f"the variant {name!r} does not fit these layers: {'; '.join(problems[:SAID])}{more}",
+            f"the variant {name!r} does not fit these layers in {len(problems)} places: {said}",
             where="variants",
-            hint="Delete it, or open the model it was made for.",
+            hint=OTHER_MODEL,
         )
     return Variant(name, float(row_time), tuple(layer.name for layer in layers), columns)
 
@@ -187,15 +189,26 @@ def _require_same_layers(name: str, own: Sequence[str], layers: Sequence[str]) -
     new = [layer for layer in layers if layer not in set(own)]
     if not missing and not new:
         return
-    parts = []
+    gone, more = _some(missing), _some(new)
+    if missing and new:
+        raise WrongValue(
+            f"the variant {name!r} was made for other layers: {len(missing)} of its layers are not "
+            f"in this model ({gone}), and {len(new)} layers of this model are not in it ({more})",
+            where="variants",
+            hint=OTHER_MODEL,
+        )
     if missing:
-        parts.append(f"{len(missing)} of its layers are not in this model ({_some(missing)})")
-    if new:
-        parts.append(f"{len(new)} layers of this model are not in it ({_some(new)})")
+        raise WrongValue(
+            f"the variant {name!r} was made for other layers: {len(missing)} of its layers are not "
+            f"in this model ({gone})",
+            where="variants",
+            hint=OTHER_MODEL,
+        )
     raise WrongValue(
-        f"the variant {name!r} was made for other layers: {'; '.join(parts)}",
+        f"the variant {name!r} was made for other layers: {len(new)} layers of this model are not "
+        f"in it ({more})",
         where="variants",
-        hint="Delete it, or open the model it was made for.",
+        hint=OTHER_MODEL,
     )
 
 
