@@ -1,4 +1,4 @@
-"""One Chromium for the whole run; tests of the page, of Netron and of JupyterLab share it."""
+"""One Chromium for a test process, and the order of the files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pytest
 # The tests read English text, whatever the locale of the machine.
 os.environ["WORKBENCH_LANGUAGE"] = "en"
 
+# Folders of tests that take as long as a browser.
+LONG = ("notebooks", "repository")
+
 # A page in the background must go on painting, or every wait for it is a second longer.
 FLAGS = [
     "--no-sandbox",
@@ -20,6 +23,12 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-renderer-backgrounding",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a browser and the notebooks first: a long file at the end leaves a core idle."""
+    long = {item.path for item in items if item.get_closest_marker("browser")}
+    items.sort(key=lambda item: item.path not in long and item.path.parent.name not in LONG)
 
 
 @pytest.fixture(scope="session")
