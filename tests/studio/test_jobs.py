@@ -5,8 +5,6 @@ from __future__ import annotations
 import _thread
 import math
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -282,48 +280,35 @@ def test_data_without_labels_is_judged_by_cosine(tmp_path: Path) -> None:
 
 def test_a_project_of_a_dead_process_can_go_on(live: Session) -> None:
     """A notebook kernel that was killed in mid-job must not lock its project."""
-    # One process imports; for each line it reads, a child of it begins a job and is killed.
     program = (
         "import os, sys\n"
         "from workbench.studio import jobtable\n"
         "from workbench.studio.store import Store\n"
         "from pathlib import Path\n"
-        "for line in sys.stdin:\n"
-        "    child = os.fork()\n"
-        "    if not child:\n"
-        "        store = Store(Path(sys.argv[1]) / 'project.sqlite')\n"
-        "        jobtable.submit(store, 'analyse', {}, runner='thread')\n"
-        "        if line.strip() == 'running':\n"
-        "            jobtable.claim(store, runner='thread')\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "    print(os.waitpid(child, 0)[1], flush=True)\n"
+        "store = Store(Path(sys.argv[1]) / 'project.sqlite')\n"
+        "jobtable.submit(store, 'analyse', {}, runner='thread')\n"
+        "if sys.argv[2] == 'running':\n"
+        "    jobtable.claim(store, runner='thread')\n"
+        "os.kill(os.getpid(), 9)\n"
     )
-    command = [sys.executable, "-c", program, str(live.project.folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as kernels:
-        assert kernels.stdin is not None
-        assert kernels.stdout is not None
 
-        def die(state: str) -> None:
-            kernels.stdin.write(state + "\n")
-            kernels.stdin.flush()
-            assert kernels.stdout.readline().strip() == "9"
+    def die(state: str) -> None:
+        done = warm.run(["-c", program, str(live.project.folder), state])
+        assert done.returncode == -signal.SIGKILL, done.stderr
 
-        for state in ("queued", "running"):
-            die(state)
-            live.poll()
-            assert live.job.active
-            live.evaluate()
-            assert live.job.state == "finished"
-        viewer = Session(Project.open(live.project.folder))
-        die("running")
-        viewer.poll()
-        time.sleep(0.6)
-        viewer.poll()
-        assert viewer.job.state == "failed"
-        assert "the process that ran the job ended" in viewer.job.error.summary
-        kernels.stdin.close()
+    for state in ("queued", "running"):
+        die(state)
+        live.poll()
+        assert live.job.active
+        live.evaluate()
+        assert live.job.state == "finished"
+    viewer = Session(Project.open(live.project.folder))
+    die("running")
+    viewer.poll()
+    time.sleep(0.6)
+    viewer.poll()
+    assert viewer.job.state == "failed"
+    assert "the process that ran the job ended" in viewer.job.error.summary
 
 
 def test_exports_into_a_folder_that_cannot_be_made(live: Session, tmp_path: Path) -> None:

@@ -249,8 +249,12 @@ def _become(request: Mapping[str, Any], path: list[str]) -> int:
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     time.tzset()
-    for reseed in (random.seed, sys.modules["numpy"].random.seed, sys.modules["torch"].seed):
+    torch = sys.modules["torch"]
+    for reseed in (random.seed, sys.modules["numpy"].random.seed, torch.seed):
         reseed()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    # A shell in the background ignores interrupts, and so does what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     option, *arguments = request["args"]
     program: Callable[[], object]
     if option == "-c":

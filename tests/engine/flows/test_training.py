@@ -4,12 +4,12 @@ import math
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm
 from torch import nn
 from training_case import (
     SETTINGS,
@@ -216,21 +216,20 @@ def test_a_killed_process_loses_nothing(
     tmp_path: Path, whole: dict[bool, Any], number: signal.Signals
 ) -> None:
     support = str(Path(__file__).parents[2] / "support")
-    child = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), support],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        # A shell in the background ignores interrupts, and so would what it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.strip() == "9":
-            break
-    child.send_signal(number)
-    child.wait(timeout=30)
+    reading, writing = os.pipe()
+    with open(reading) as steps:
+        child = warm.Process(
+            ["-c", SCRIPT, str(tmp_path), support],
+            stdout=writing,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
+        os.close(writing)
+        for line in steps:
+            if line.strip() == "9":
+                break
+        child.send_signal(number)
+        child.wait(timeout=30)
     files = list_checkpoints(tmp_path)
     assert files[-1].step == 8
     assert {file.name for file in tmp_path.iterdir()} == {
