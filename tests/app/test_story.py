@@ -62,6 +62,19 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
     assert "predicted" in page.locator(".wb-readout").first.inner_text()
     assert below_line(page) == worse - 3
 
+    # A moment later the prediction has been measured, and no job was to be seen.
+    app_page.wait_until(
+        lambda: "predicted" not in page.locator(".wb-readout").first.inner_text(),
+        seconds=120,
+        what="measured",
+    )
+    assert page.get_by_role("button", name="Analyse", exact=True).is_enabled()
+    page.get_by_role("button", name="Variants", exact=True).click()
+    page.get_by_label("name", exact=True).fill("three in float")
+    page.get_by_role("button", name="Save", exact=True).click()
+    opener = page.get_by_role("button", name="Variants (1)", exact=True)
+    opener.wait_for()
+
     # Dragged down, the line finds more and more layers worse, and counts while it moves.
     said = drag_line(page, 85)
     assert len(set(said)) > 2
@@ -75,6 +88,19 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
         page.get_by_role("button", name="Undo").click()
         app_page.wait_until(lambda left=left: app_page.quantised(page)[0] == left, what="undone")
     assert page.get_by_role("button", name="Undo").is_disabled()
+
+    # The variant outlives the page; beside what is there now, both as measured.
+    page.reload()
+    opener.click()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    compared = page.get_by_role("region", name="Comparison")
+    compared.get_by_text("3 layers differ").wait_for()
+    row = compared.get_by_role("row").filter(has_text="top-1").first.inner_text()
+    assert len(re.findall(r"\d\d\.\d %", row)) == 2, row
+    page.get_by_role("button", name="Switch to it").click()
+    app_page.wait_until(lambda: app_page.quantised(page)[0] == total - 3, what="switched")
+    page.get_by_role("button", name="Undo").click()
+    app_page.wait_until(lambda: app_page.quantised(page)[0] == total, what="and back")
 
     app_page.start(page, "Auto-calibrate")
     page.wait_for_timeout(1500)
