@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, report, threads
+from benchmarks.harness import Row, high_water, report, threads
 from workbench.engine.export import external
 
 WIDTH = 4096
@@ -81,7 +80,7 @@ def child(step: str, folder: str) -> None:
             raise SystemExit("the fake-quant file gives no sensible output")
     result = {
         "seconds": time.perf_counter() - start,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak": high_water(),
     }
     print(json.dumps(result))
 

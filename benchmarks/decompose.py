@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, report
+from benchmarks.harness import Row, high_water, report
 from workbench.engine import auto_decomposition
 
 # Shape (outputs, inputs, height, width), and chapter 60's targets: CPU seconds, added MB.
@@ -36,21 +35,17 @@ def random_layer(shape: tuple[int, ...]) -> nn.Conv2d:
     return layer
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def child(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     # Loads what the first call of a process loads; 177 channels take the same route.
     auto_decomposition(random_layer((177, 177, 3, 3)))
     layer = random_layer(shape)
-    before = peak()
+    before = high_water()
     start = time.process_time()
     pair, _ = auto_decomposition(layer)
     seconds = time.process_time() - start
     row = pair.decomposition_report_[0]
-    print(json.dumps({**row, "seconds": seconds, "added": peak() - before}))
+    print(json.dumps({**row, "seconds": seconds, "added": high_water() - before}))
 
 
 def reference(shape: tuple[int, ...]) -> None:

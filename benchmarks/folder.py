@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.harness import Row, report, threads
+from benchmarks.harness import Row, high_water, report, threads
 from workbench.engine import (
     calibrate_by_block,
     empty_weights,
@@ -93,10 +92,6 @@ def in_memory(folder: str) -> None:
 JOBS = {"folder": from_folder, "memory": in_memory}
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def measured(job: str, folder: Path) -> tuple[float, float]:
     """GB above what the imports left, and seconds, of a job in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.folder", job, str(folder)]
@@ -111,7 +106,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         before, start = psutil.Process().memory_info().rss, time.perf_counter()
         JOBS[sys.argv[1]](sys.argv[2])
-        print(json.dumps([(peak() - before) / GIGABYTE, time.perf_counter() - start]))
+        print(json.dumps([(high_water() - before) / GIGABYTE, time.perf_counter() - start]))
         raise SystemExit
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "float"

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,14 @@ def report(rows: list[Row]) -> None:
 
 def threads() -> int:
     return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def high_water() -> int:
+    """Largest resident size of this process in bytes; ``ru_maxrss`` would be its parent's, too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("this system does not say how much memory a process has used at most")
 
 
 def settled(model: torch.nn.Module, batch: torch.Tensor) -> torch.nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.harness import Row, report, settled, threads
+from benchmarks.harness import Row, high_water, report, settled, threads
 from workbench.engine import create_quant_config, quantize_model, save_model
 from workbench.zoo import architectures
 
@@ -51,7 +50,7 @@ def child(name: str) -> None:
         for _ in range(BATCHES):
             calibrating(batch)
         save_model(paths[1], paths[2], paths[3])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = high_water()
     print(json.dumps({"extra": peak - before - activations, "activations": activations}))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import Row, ratio, report, threads
+from benchmarks.harness import Row, high_water, ratio, report, threads
 from workbench.engine import (
     INT4_AWQ_WEIGHT_QUANT_CFG,
     INT8_MINMAX_WEIGHT_QUANT_CFG,
@@ -114,7 +113,8 @@ def child(config: dict[str, Any]) -> None:
     with torch.no_grad():
         quantize(model, config)
         model(x)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        convert(model)
+    peak = high_water()
     print(json.dumps({"ratio": (peak - before) / size, "size": size}))
 
 
@@ -136,7 +136,7 @@ def memory(name: str) -> Row:
     )
     found = json.loads(done.stdout.splitlines()[-1])
     return Row(
-        f"peak memory while calibrating ÷ model size, {name}",
+        f"peak memory while calibrating and converting ÷ model size, {name}",
         threads(),
         found["ratio"],
         "×",

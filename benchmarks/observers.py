@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Row, report, seconds, threads
+from benchmarks.harness import Row, high_water, report, seconds, threads
 from workbench.engine.algorithms.hfmg import HFMGObserver
 from workbench.engine.algorithms.ifmr import IFMRObserver
 
@@ -78,15 +77,9 @@ def peak_of(kind: str, bits: int, budget: int) -> float:
     count = VALUES if kind == "IFMR" else 1 << 20
     x = torch.randn(count, generator=torch.Generator().manual_seed(0))
     search(kind, bits, True, budget, x[: 1 << 17])
-    before = peak()
+    before = high_water()
     search(kind, bits, True, budget, x)
-    return peak() - before
-
-
-def peak() -> float:
-    """MB. Not ``ru_maxrss``, which a child inherits from its parent."""
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("VmHWM:")[1].split()[0]) / 1024
+    return (high_water() - before) / 2**20
 
 
 def measured_memory() -> list[Row]:

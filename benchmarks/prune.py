@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, ratio, report, seconds, settled, threads
+from benchmarks.harness import Row, high_water, ratio, report, seconds, settled, threads
 from workbench import zoo
 from workbench.engine import (
     TrainingSettings,
@@ -165,10 +164,6 @@ def in_process(what: str) -> int:
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def child(what: str) -> None:
     model, captured = mobilenet()
     before = psutil.Process().memory_info().rss
@@ -176,7 +171,7 @@ def child(what: str) -> None:
         sensitivity(model, captured)
     else:
         train(model, BATCHES, step=True)
-    print(json.dumps(peak() - before))
+    print(json.dumps(high_water() - before))
 
 
 def digits() -> list[Row]:

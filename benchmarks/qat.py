@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, ratio, report, settled, threads
+from benchmarks.harness import Row, high_water, ratio, report, settled, threads
 from workbench.engine import (
     Conv2dQAT,
     LinearQAT,
@@ -103,14 +102,6 @@ def child(form: str) -> None:
     for _ in range(STEPS_IN_CHILD):
         step()
     print(json.dumps(high_water() - before))
-
-
-def high_water() -> int:
-    """Largest resident size of this process in bytes; ``ru_maxrss`` would be its parent's, too."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("this system does not say how much memory a process has used at most")
 
 
 def peak_memory(form: str) -> int:

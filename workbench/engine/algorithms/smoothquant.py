@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from workbench.engine.algorithms.weight_formats import row_chunks
 from workbench.engine.errors import WrongState
 from workbench.engine.numerics.integer import FLT_EPSILON, as_float32
 
@@ -21,7 +22,8 @@ def smoothing_factors(activation: Tensor, weight: Tensor, strength: float) -> Te
     float32: in bfloat16 every factor below 0.0078 would be lost. ``RuntimeError`` for a weight or
     magnitudes that are not finite.
     """
-    magnitudes = as_float32(weight).abs().amax(0)
+    parts = [as_float32(weight[rows]).abs().amax(0) for rows in row_chunks(weight)]
+    magnitudes = torch.stack(parts).amax(0)
     if not bool((torch.isfinite(magnitudes) & torch.isfinite(activation)).all()):
         raise WrongState(
             "the weight or the activation holds inf or NaN",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.algorithms.scale_rule import (
     Factors,
     from_grid,
@@ -22,9 +23,10 @@ from workbench.engine.numerics.formats import BLOCK_FORMATS, ELEMENT_FORMATS, nu
 
 Strategy = Literal["tensor", "channel", "group"]
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 """Weights are taken by rows of about so many elements: of a whole layer in float32 the steps of
-rounding are several times the layer's size."""
+rounding are several times the layer's size. Small pieces also fit again into the gaps of the heap:
+of larger ones each layer may leave a gap behind that no later one can use."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class WeightFormat:
         """The block format; None where each number has a code of its own."""
         return BLOCK_FORMATS.get(self.type)
 
-    def factors(self, weight: Tensor) -> Factors:
+    def factors(self, weight: Tensor | ColumnScaled) -> Factors:
         """Scale and offset of each tensor, channel or group.
 
         Raises ``RuntimeError`` when the weight holds inf or NaN.
@@ -100,7 +102,9 @@ class WeightFormat:
                 raise _not_finite() from None
             raise
 
-    def quantize(self, weight: Tensor, factors: Factors | None = None) -> QuantizedWeight:
+    def quantize(
+        self, weight: Tensor | ColumnScaled, factors: Factors | None = None
+    ) -> QuantizedWeight:
         """Codes of ``weight`` with its own factors, or with those given."""
         _check_weight(weight)
         if self.blocks is not None:
@@ -135,7 +139,7 @@ class WeightFormat:
 
     def fake_quantize(
         self,
-        weight: Tensor,
+        weight: Tensor | ColumnScaled,
         factors: Factors | None = None,
         *,
         dtype: torch.dtype | None = None,
@@ -193,8 +197,8 @@ class WeightFormat:
         return values.reshape(like.shape)
 
 
-def row_chunks(weight: Tensor) -> Iterator[slice]:
-    """Slices of the first axis that hold about a million elements each, at least one row."""
+def row_chunks(weight: Tensor | ColumnScaled) -> Iterator[slice]:
+    """Slices of the first axis that hold a quarter of a million elements each, or one row."""
     rows = max(1, _CHUNK * len(weight) // weight.numel())
     for start in range(0, len(weight), rows):
         yield slice(start, start + rows)
@@ -213,7 +217,7 @@ def _as_rows(weight: Tensor) -> Tensor:
     return exact_float32(weight).reshape(weight.shape[0], -1)
 
 
-def _check_weight(weight: Tensor) -> None:
+def _check_weight(weight: Tensor | ColumnScaled) -> None:
     if weight.dim() < 2 or weight.numel() == 0:
         raise WrongValue(f"a weight has two axes or more and elements, not {list(weight.shape)}")
 

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from workbench.engine import convert, quantize
+from workbench.engine.algorithms import weight_formats
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.numerics.formats import ELEMENT_FORMATS
 from workbench.engine.numerics.hifloat8 import HIFLOAT8
 
@@ -145,6 +147,38 @@ def test_awq_is_never_worse_than_rounding_on_its_own_measure() -> None:
     assert fourth[0] <= fourth[1]
     assert module.scale.shape == (1, 64)
     assert float(module.scale.max() / module.scale.min()) > 1.5
+
+
+@pytest.mark.parametrize("algorithm", [SMOOTH, AWQ], ids=["smoothquant", "awq"])
+def test_equalised_weights_are_read_a_few_rows_at_a_time(
+    algorithm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = linear(64, 24)
+    x = tokens(40, 64)
+    x[:, 7] *= 50
+    given = (
+        (algorithm, weights(), inputs()) if algorithm is SMOOTH else (algorithm, weights("int4"))
+    )
+    read: list[int] = []
+
+    def rows_of(self: ColumnScaled, rows: slice) -> torch.Tensor:
+        read.append(len(self.weight[rows]))
+        return plain(self, rows)
+
+    plain = ColumnScaled.__getitem__
+    monkeypatch.setattr(ColumnScaled, "__getitem__", rows_of)
+    states = []
+    for together in (64 * 24, 64 * 5):
+        monkeypatch.setattr(weight_formats, "_CHUNK", together)
+        read.clear()
+        model = calibrating(layer, config(*given))
+        model(x)
+        answer = model(x)
+        states.append([answer, *convert(model).state_dict().values()])
+        assert max(read) == together // 64
+        assert sum(read) == 3 * 24  # factors, answer, codes
+    for whole, apart in zip(*states, strict=True):
+        assert torch.equal(whole, apart)
 
 
 def test_gptq_keeps_the_users_weight_and_halves_the_error_on_correlated_inputs() -> None:

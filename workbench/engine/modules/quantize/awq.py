@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.engine.algorithms.awq import search_column_scales
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.algorithms.tokens import ChannelRanges, TokenSample
 from workbench.engine.modules.quantize.scaled import ScaledLinear
 
@@ -45,11 +46,11 @@ class LinearAWQuant(ScaledLinear):
             grids_num=self.quant_config["algorithm"]["awq"]["grids_num"],
         )
         self.scale = found.scales.reciprocal().unsqueeze(0)
-        self.find_weight_factors(self.original_weight())
+        self.find_weight_factors(self.rounded_weight())
         self._restart()
 
-    def original_weight(self) -> Tensor:
-        return self.weight.detach().to(torch.float32, copy=True).div_(self._inverse())
+    def rounded_weight(self) -> ColumnScaled:
+        return ColumnScaled(self.weight, self._inverse(), divide=True)
 
     def equalised(self, x: Tensor) -> Tensor:
         return x * self._inverse()

@@ -33,7 +33,7 @@ class HIF8CastQuant(ScaledLinear):
         assert self.scale_w is not None
         return Factors(self.scale_w.reshape(-1, 1))
 
-    def original_weight(self) -> Tensor:
+    def rounded_weight(self) -> Tensor:
         return self.weight.detach()
 
     def fake_forward(self, x: Tensor) -> Tensor:

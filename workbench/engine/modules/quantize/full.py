@@ -68,7 +68,7 @@ class NpuQuantizationLinear(DeployLinear):
             self._progressive(quant_module, bias)
             return
         factors = quant_module.weight_factors
-        codes = quant_module.weight_format.quantize(quant_module.original_weight(), factors).codes
+        codes = quant_module.weight_format.quantize(quant_module.rounded_weight(), factors).codes
         weight = transposed(codes)
         if self.wts_type == "int4":
             weight = stored_in_bytes(weight.to(torch.int8), axis=1)

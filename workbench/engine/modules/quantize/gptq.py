@@ -60,13 +60,13 @@ class GPTQuant(ScaledLinear):
         self.solved = quantized.codes.to(torch.int8) if small else quantized.codes
         self.scale_w, self.offset_w = quantized.factors.scale, quantized.factors.offset
 
-    def original_weight(self) -> Tensor:
+    def rounded_weight(self) -> Tensor:
         assert self.solved is not None
         codes = self.solved.to(torch.int32) if self.wts_type == "int4" else self.solved
         return self.weight_format.dequantize(QuantizedWeight(codes, self.weight_factors))
 
     def fake_weight(self) -> Tensor:
-        return self.original_weight().to(self.weight.dtype)
+        return self.rounded_weight().to(self.weight.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if f"{prefix}cur_batch" in state_dict:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.algorithms.weight_formats import WeightFormat
 from workbench.engine.modules.quantize.base import named
 from workbench.engine.modules.quantize.deployed import DeployLinear, buffer
@@ -52,7 +53,7 @@ class NpuMXQuantizationLinear(DeployLinear):
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
 
-def stored_blocks(weight: Tensor, type_: str) -> tuple[Tensor, Tensor]:
+def stored_blocks(weight: Tensor | ColumnScaled, type_: str) -> tuple[Tensor, Tensor]:
     """Codes and scale bytes of a weight [N, K] as they are stored.
 
     Raises ``RuntimeError`` when the weight holds inf or NaN.

@@ -41,7 +41,7 @@ class MinMaxQuant(ScaledLinear):
         if self.inputs and not self.inputs.per_token:
             self.set_activation_factors(self._range.high, self._range.low)
 
-    def original_weight(self) -> Tensor:
+    def rounded_weight(self) -> Tensor:
         return self.weight.detach()
 
 

@@ -84,7 +84,7 @@ class OfmrQuant(CalibrationModule):
             return Factors(self.scale_w.reshape(1, 1))
         return Factors(self.scale_w.reshape(-1, 1))
 
-    def original_weight(self) -> Tensor:
+    def rounded_weight(self) -> Tensor:
         return self.weight.detach()
 
     def check_rank(self, x: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.algorithms.progressive import (
     ProgressiveScales,
     from_progressive,
@@ -39,24 +40,28 @@ class ScaledLinear(CalibrationModule):
     def progressive(self) -> bool:
         return self.act_type == "float8_e4m3fn" and self.wts_type == "float4_e2m1"
 
-    def original_weight(self) -> Tensor:
+    def rounded_weight(self) -> Tensor | ColumnScaled:
         """The weight that the factors are for: the layer's own, equalised or solved."""
         raise NotImplementedError
+
+    def original_weight(self) -> Tensor:
+        """The same, whole."""
+        return self.rounded_weight()[:]
 
     def equalised(self, x: Tensor) -> Tensor:
         """The input as the equalised weight wants it."""
         return x
 
-    def find_weight_factors(self, weight: Tensor) -> None:
+    def find_weight_factors(self, weight: Tensor | ColumnScaled) -> None:
         """``scale_w``, ``offset_w`` and ``channel_scale`` of a weight."""
         if self.progressive:
             assert self.group_size is not None
-            scales = progressive_scales(weight, self.group_size)
+            scales = progressive_scales(weight[:], self.group_size)
             self.scale_w, self.channel_scale = scales.group, scales.channel
             return
         factors = self.weight_format.factors(weight)
         if self.quant_config.get("compat") and self.wts_type == "hifloat8":
-            factors = _of_signed_maximum(weight, self.weight_format.strategy)
+            factors = _of_signed_maximum(weight[:], self.weight_format.strategy)
         self.scale_w, self.offset_w = factors.scale, factors.offset
 
     def set_activation_factors(self, high: Tensor, low: Tensor) -> None:
@@ -73,7 +78,7 @@ class ScaledLinear(CalibrationModule):
         """The weight on its grid, in its own dtype."""
         if not self.progressive:
             return self.weight_format.fake_quantize(
-                self.original_weight(), self.weight_factors, dtype=self.weight.dtype
+                self.rounded_weight(), self.weight_factors, dtype=self.weight.dtype
             )
         weight = from_progressive(self.progressive_levels(), self._progressive(), self._group())
         return weight.to(self.weight.dtype)

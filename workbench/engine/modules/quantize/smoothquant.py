@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from workbench.engine.algorithms.column_scaled import ColumnScaled
 from workbench.engine.algorithms.smoothquant import smoothed_range, smoothing_factors
 from workbench.engine.algorithms.tokens import ChannelRanges
 from workbench.engine.modules.quantize.scaled import ScaledLinear
@@ -32,13 +32,13 @@ class SmoothQuant(ScaledLinear):
         strength = self.quant_config["algorithm"]["smoothquant"]["smooth_strength"]
         factors = smoothing_factors(self._ranges.magnitude, self.weight, strength)
         self.scale = factors.unsqueeze(0)
-        self.find_weight_factors(self.original_weight())
+        self.find_weight_factors(self.rounded_weight())
         if not self.inputs.per_token:
             low, high = smoothed_range(self._ranges.low, self._ranges.high, factors)
             self.set_activation_factors(factors.new_tensor(high), factors.new_tensor(low))
 
-    def original_weight(self) -> Tensor:
-        return self.weight.detach().to(torch.float32, copy=True).mul_(self._factors())
+    def rounded_weight(self) -> ColumnScaled:
+        return ColumnScaled(self.weight, self._factors())
 
     def equalised(self, x: Tensor) -> Tensor:
         return x / self._factors()

@@ -49,7 +49,7 @@ class NpuWeightQuantizedLinear(DeployLinear):
         # The integer operators of bfloat16 layers take a float32 bias.
         integer = self.wts_type in ("int8", "int4")
         buffer(self, "bias", bias.float() if integer and bias is not None else bias)
-        weight = quant_module.original_weight()
+        weight = quant_module.rounded_weight()
         if quant_module.weight_format.blocks is not None:
             codes, scales = stored_blocks(weight, self.wts_type)
             buffer(self, "quantized_weight", codes)
