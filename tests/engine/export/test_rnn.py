@@ -1,5 +1,8 @@
 """LSTM and GRU in every file: float ONNX, fake-quant, deploy, QDQ, and the torch module."""
 
+import copy
+import functools
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -78,6 +81,22 @@ class Case:
         return to_fake_quant(self.calibration.folded, self.record)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """``plain(folder, kind, batch_first)``: a case with the default options, built once, copied."""
+
+    @functools.cache
+    def built(kind, batch_first):
+        return Case(tmp_path_factory.mktemp("case"), kind, batch_first)
+
+    def copied(folder, kind, batch_first):
+        case = copy.copy(built(kind, batch_first))
+        case.folder = shutil.copytree(case.folder, folder, dirs_exist_ok=True)
+        return case
+
+    return copied
+
+
 def bits(width):
     return lambda layer: replace(layer, activation=replace(layer.activation, num_bits=width))
 
@@ -123,8 +142,8 @@ def test_the_float_node_has_the_layers_name_and_whole_weights():
 
 
 @pytest.mark.parametrize(("kind", "batch_first"), EVERY)
-def test_the_deploy_node(tmp_path, kind, batch_first):
-    case = Case(tmp_path, kind, batch_first).save()
+def test_the_deploy_node(plain, tmp_path, kind, batch_first):
+    case = plain(tmp_path, kind, batch_first).save()
     entry, rnn, rows = case.entry, case.net.rnn, len(case.entry.scale_w)
     model = case.load("deploy")
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -200,8 +219,8 @@ def test_sixteen_bits_and_packed_weights_in_the_deploy_node(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_fake_quant_file(tmp_path, kind):
-    case = Case(tmp_path, kind, False).save()
+def test_the_fake_quant_file(plain, tmp_path, kind):
+    case = plain(tmp_path, kind, False).save()
     model = case.load("fake_quant")
     onnx.checker.check_model(model, full_check=True)
     assert {n.domain for n in model.graph.node} == {""}
@@ -234,8 +253,9 @@ def test_the_fake_quant_file(tmp_path, kind):
         ("GRU", True, {"change": per_tensor, "force": True}),
     ],
 )
-def test_three_forms_agree(tmp_path, kind, batch_first, options):
-    case = Case(tmp_path, kind, batch_first, **options).save()
+def test_three_forms_agree(plain, tmp_path, kind, batch_first, options):
+    build = functools.partial(Case, **options) if options else plain
+    case = build(tmp_path, kind, batch_first).save()
     pairs = verify_export(
         case.module(), case.path, [*case.batches, rnn_models.data(case.net, 2, 9)]
     )
@@ -249,8 +269,8 @@ def test_three_forms_agree(tmp_path, kind, batch_first, options):
 
 
 @pytest.mark.parametrize(("kind", "batch_first"), EVERY)
-def test_the_torch_module_equals_onnx_runtime_on_random_inputs(tmp_path, kind, batch_first):
-    case = Case(tmp_path, kind, batch_first).save()
+def test_the_torch_module_equals_onnx_runtime_on_random_inputs(plain, tmp_path, kind, batch_first):
+    case = plain(tmp_path, kind, batch_first).save()
     module = case.module()
     for seed in range(16):
         inputs = rnn_models.data(case.net, 1 + seed % 3, seed)
@@ -262,8 +282,8 @@ def test_the_torch_module_equals_onnx_runtime_on_random_inputs(tmp_path, kind, b
             np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
-def test_quantising_the_state_is_seen_by_the_module(tmp_path):
-    case = Case(tmp_path, "GRU", True)
+def test_quantising_the_state_is_seen_by_the_module(plain, tmp_path):
+    case = plain(tmp_path, "GRU", True)
     coarse = replace(case.entry, scale_h=0.5, offset_h=0)
     x, h = case.batches[0]
     layer = to_fake_quant(case.calibration.folded, Record({"rnn": coarse})).rnn
@@ -275,8 +295,8 @@ def test_quantising_the_state_is_seen_by_the_module(tmp_path):
     assert layer.hidden_size == 4
 
 
-def test_the_qdq_file_leaves_the_layer_float(tmp_path):
-    case = Case(tmp_path, "LSTM", True).save()
+def test_the_qdq_file_leaves_the_layer_float(plain, tmp_path):
+    case = plain(tmp_path, "LSTM", True).save()
     model = case.load("qdq")
     makers = {n.output[0]: n.op_type for n in model.graph.node}
     node = next(n for n in model.graph.node if n.name == "rnn")
@@ -292,8 +312,8 @@ def test_the_qdq_file_leaves_the_layer_float(tmp_path):
         np.testing.assert_allclose(got, want, atol=0.05)
 
 
-def test_large_biases_are_named(tmp_path):
-    case = Case(tmp_path, "LSTM", True)
+def test_large_biases_are_named(plain, tmp_path):
+    case = plain(tmp_path, "LSTM", True)
     model = onnx.load(str(tmp_path / "m.onnx"))
     bias = next(t for t in model.graph.initializer if list(t.dims) == [1, 32])
     values = numpy_helper.to_array(bias).copy()
@@ -337,8 +357,8 @@ def constant_state(node, graph):
         ("GRU", lambda node, graph: node.output.pop(), "1 outputs"),
     ],
 )
-def test_nodes_that_cannot_be_quantised_say_why(tmp_path, kind, change, words):
-    case = Case(tmp_path, kind, True)
+def test_nodes_that_cannot_be_quantised_say_why(plain, tmp_path, kind, change, words):
+    case = plain(tmp_path, kind, True)
     changed_node(case, change)
     with pytest.raises(RuntimeError, match=words):
         case.save()
@@ -353,8 +373,8 @@ def test_nodes_that_cannot_be_quantised_say_why(tmp_path, kind, change, words):
         ({"act_type": "INT4"}, "4-bit activations"),
     ],
 )
-def test_record_entries_that_do_not_fit_say_why(tmp_path, fields, words):
-    case = Case(tmp_path, "LSTM", True)
+def test_record_entries_that_do_not_fit_say_why(plain, tmp_path, fields, words):
+    case = plain(tmp_path, "LSTM", True)
     case.write(Record({**case.record.layers, "rnn": replace(case.entry, **fields)}))
     with pytest.raises(RuntimeError, match=words):
         case.save()
