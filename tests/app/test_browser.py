@@ -102,10 +102,10 @@ def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> 
     other.bring_to_front()
     settle(other, total - 1)
     page.bring_to_front()
-    page.get_by_role("button", name="worst k", exact=True).click()
-    page.get_by_text("3 selected").wait_for()
+    page.get_by_role("button", name="first + last", exact=True).click()
+    page.get_by_text("2 selected").wait_for()
     app_page.comes_back(page, page.reload)
-    page.get_by_text("3 selected").wait_for()
+    page.get_by_text("2 selected").wait_for()
     settle(page, total - 1)
     assert not app_page.is_ticked(page, FIRST)
 

@@ -22,10 +22,12 @@ from workbench.cli.commands import _data
 from workbench.cli.main import parser
 from workbench.engine.errors import MissingFile, WrongType, WrongValue
 from workbench.studio import ImageFolder, Project, open_session
+from workbench.studio.errors import JobFailed
 from workbench.studio.evaluator import RowsInMemory
 from workbench.studio.image_folder import ImageBatches, decode, list_pictures
 from workbench.studio.image_settings import ImageSettings
-from workbench.studio.project import read_settings, to_toml
+from workbench.studio.project import ProjectSettings, TrainSpec, read_settings, to_toml
+from workbench.studio.training_data import training_data
 
 RAW = {"mean": (), "std": ()}
 
@@ -291,3 +293,56 @@ def test_on_the_command_line() -> None:
         given_as("--resize", "9")
     with pytest.raises(WrongValue, match="no list of numbers"):
         given_as("--data", "birds", "--mean", "a,b")
+
+
+# -- as training data -----------------------------------------------------------------------------
+
+
+def test_training_reads_each_picture_once_an_epoch_in_another_order(tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "train", classes=2, each=5)
+    settings = ProjectSettings(
+        "net", train=TrainSpec("folder", str(folder), ImageSettings(mean=(), std=()))
+    )
+    project = Project.create(tmp_path / "project", settings=settings)
+    data = training_data(project, make_net(), [], live=None, batch_size=5)
+    assert data.title == "train, 2 classes, 10 samples"
+    expected = {}
+    for label, name in enumerate(("class0", "class1")):
+        for file in (folder / name).iterdir():
+            pixels = np.asarray(Image.open(file), dtype=np.float32).transpose(2, 0, 1) / 255
+            expected[pixels.tobytes()] = label
+    epochs = []
+    for epoch in (0, 1, 0):
+        data.loader.set_epoch(epoch)
+        seen = [
+            (picture.numpy().tobytes(), int(label))
+            for (pictures,), labels in data.loader
+            for picture, label in zip(pictures, labels, strict=True)
+        ]
+        assert dict(seen) == expected and len(seen) == 10
+        epochs.append(seen)
+    assert epochs[0] == epochs[2] != epochs[1]
+    x, target = next(iter(data.as_given()))
+    assert x.shape == (5, 3, 8, 8) and target.shape == (5,)
+
+
+def test_a_training_with_pictures_from_open_to_the_script(tmp_path: Path) -> None:
+    data, train = (
+        make_pictures(tmp_path / name, classes=3, each=each)
+        for name, each in (("val", 4), ("t", 6))
+    )
+    session = open_session(
+        make_net(), ImageFolder(data, **RAW), train=str(train), project=tmp_path / "project",
+        batch_size=4,
+    )  # fmt: skip
+    spec = session.project.settings.train
+    assert (spec.kind, spec.images.given()) == ("folder", {"mean": [], "std": []})
+    assert read_settings(session.project.folder / "project.toml") == session.project.settings
+    session.train("finetune", epochs=1, batch_size=6, loss="cross_entropy")
+    assert session.training.data == "t, 3 classes, 18 samples"
+    assert f"train=ImageFolder({str(train)!r}, mean=[], std=[])" in session.script()
+
+    shutil.move(train / "class2", train / "owls")
+    with pytest.raises(JobFailed, match="class0, class1, owls; those of the data are class0"):
+        session.train("finetune", epochs=1)
+    session.dispose()

@@ -7,6 +7,8 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import panel as pn
+from panel.io.resources import LOCAL_DIST
 from panel.util.parameters import edit_readonly
 from panel_material_ui.template.base import Meta, Page
 
@@ -58,6 +60,12 @@ class Frame(Page):
 
         Its script for keyboards and screen readers has to see the first part that is drawn.
         """
+        # A page that is built for a late websocket alone never had its head rendered, and without
+        # this Panel would ask the network for its style sheets.
+        document = doc or pn.state.curdoc
+        if document is not None and document.session_context is not None:
+            place = f"{pn.state.rel_path}/{LOCAL_DIST}" if pn.state.rel_path else LOCAL_DIST
+            document.template_variables.setdefault("dist_url", place)
         doc = super().server_doc(doc, title, location)
         bundles = {root.esm for root in doc.roots if getattr(root, "bundle", None) == "url"}
         doc.template_variables["modules"] = sorted(bundles)

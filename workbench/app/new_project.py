@@ -26,6 +26,7 @@ from workbench.studio.project import (
     Project,
     ProjectSettings,
     SourceSpec,
+    TrainSpec,
     is_project,
     not_writable,
 )
@@ -35,11 +36,17 @@ METRICS = ("top1", "top5", "psnr", "cosine")
 
 
 def new_project(
-    name: str, model: str, data: str, metric: str = "", images: ImageSettings | None = None
+    name: str,
+    model: str,
+    data: str,
+    metric: str = "",
+    images: ImageSettings | None = None,
+    train: str = "",
 ) -> Path:
     """A project of files in the workspace's folder, which are copied into it; returns its folder.
 
-    ``data`` can be a folder of pictures, which stays where it is, read as ``images`` says.
+    ``data``, and ``train`` to train with, can be folders of pictures, which stay where they are,
+    read as ``images`` says.
     ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
     files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
     allowed or taken, ``MissingFile``, ``NotWritable``.
@@ -54,17 +61,25 @@ def new_project(
     kept = Path("files")
     pictures = data in offered_folders()
     names = [model, *external_files(_file(model))] + ([] if pictures else [data])
+    images = images or ImageSettings()
     spec = (
-        DataSpec("folder", str(files_folder().resolve() / data), images=images or ImageSettings())
+        DataSpec("folder", str(files_folder().resolve() / data), images=images)
         if pictures
         else DataSpec("npz", str(kept / data))
     )
+    train_spec = TrainSpec()
+    if train in offered_folders():
+        train_spec = TrainSpec("folder", str(files_folder().resolve() / train), images)
+    elif train:
+        names.append(train)
+        train_spec = TrainSpec("npz", str(kept / train))
     settings = ProjectSettings(
         name,
         SourceSpec(Path(model).suffix[1:], str(kept / model)),
         spec,
         metric,
         threads=max(1, (os.cpu_count() or 2) - 1),
+        train=train_spec,
     )
     files = [_file(each) for each in names]
     project = Project.create(folder, settings=settings)
@@ -109,6 +124,7 @@ class NewProject:
         self.model = pmui.Select(label=_("model"), options=[], size="small", width=300)
         self.wants = ThemedHTML()
         self.data = pmui.Select(label=_("data"), options=[], size="small", width=300)
+        self.train = pmui.Select(label=_("training data"), options=[""], size="small", width=300)
         self.pictures = PictureSettings()
         self.metric = pmui.Select(
             label=_("metric"),
@@ -123,7 +139,8 @@ class NewProject:
         self.said = ThemedHTML()
         self.create.on_click(self._create)
         self.model.param.watch(self._model_chosen, "value")
-        self.data.param.watch(self._data_chosen, "value")
+        for menu in (self.data, self.train):
+            menu.param.watch(self._data_chosen, "value")
         self.fill()
 
     def fill(self) -> None:
@@ -136,6 +153,9 @@ class NewProject:
             menu.visible = bool(names)
             if menu.value not in names:
                 menu.value = names[0] if names else None
+        data = {name: name for name in self.data.options}
+        self.train.options = {_("none: train with the calibration samples"): "", **data}
+        self.train.visible = bool(data)
         about = _(
             "Exported programs (.pt2) and ONNX files; the data is an .npz whose arrays are named "
             "as the inputs, with labels if there are any, or a folder of pictures with a "
@@ -170,7 +190,8 @@ class NewProject:
         self.pictures.propose(expected)
 
     def _data_chosen(self, *_events: Any) -> None:
-        self.pictures.row.visible = self.data.value in offered_folders()
+        folders = offered_folders()
+        self.pictures.row.visible = self.data.value in folders or self.train.value in folders
 
     def _refuse(self, error: Exception, where: ThemedHTML) -> None:
         text = error_text(error) if isinstance(error, WorkbenchError) else str(error)
@@ -182,8 +203,9 @@ class NewProject:
             if not self.model.value or not self.data.value:
                 raise WrongValue(_("a project needs a model and data"), hint=_("Upload both."))
             folder = new_project(
-                name, self.model.value, self.data.value, self.metric.value, self.pictures.settings
-            )
+                name, self.model.value, self.data.value, self.metric.value,
+                self.pictures.settings, self.train.value or "",
+            )  # fmt: skip
         except (WorkbenchError, OSError) as error:
             self._refuse(error, self.said)
             return
@@ -209,6 +231,7 @@ class NewProject:
             self.model,
             self.wants,
             self.data,
+            self.train,
             self.pictures.row,
             pn.Row(self.name, self.metric, self.create, margin=0),
             self.said,

@@ -85,6 +85,11 @@ def is_decibel(name: str) -> bool:
     return "psnr" in name.lower() or "sqnr" in name.lower()
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as a whole number of percent, or with some digits."""
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else UNKNOWN
+
+
 def ratio(before: float, after: float) -> str:
     """How many times smaller: ``3.5×``."""
     if not (_known(before) and _known(after)) or after <= 0:

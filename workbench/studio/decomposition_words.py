@@ -74,12 +74,11 @@ def row(layer: DecomposedLayer) -> tuple[str, ...]:
         f"{layer.rank:.0f}" if math.isfinite(layer.rank) else formats.UNKNOWN,
         _pair(layer.macs, layer.macs_after),
         _pair(layer.parameters, layer.parameters_after),
-        f"{100 * layer.error:.1f} %" if math.isfinite(layer.error) else formats.UNKNOWN,
+        formats.percent(layer.error, 1),
         said(layer.skipped),
     )
 
 
 def _pair(before: int, after: int) -> str:
-    if before == after:
-        return formats.count(before)
-    return f"{formats.count(before)} → {formats.count(after)}"
+    texts = formats.count(before), formats.count(after)
+    return texts[0] if before == after else " → ".join(texts)

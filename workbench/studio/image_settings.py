@@ -53,26 +53,26 @@ class ImageSettings:
         return mean, std
 
 
-def check_image_settings(settings: ImageSettings, *, where: str) -> None:
-    """Raise ``WrongType`` or ``WrongValue`` naming the fields that are not allowed."""
+def check_image_settings(settings: ImageSettings, *, where: str, table: str = "data") -> None:
+    """Raise ``WrongType`` or ``WrongValue`` naming the fields of ``table`` that are not allowed."""
     problems = []
     for name in ("resize", "crop"):
         size = getattr(settings, name)
         if isinstance(size, bool) or not isinstance(size, int):
-            raise WrongType(f"data.{name} is {size!r}; it must be an integer", where=where)
+            raise WrongType(f"{table}.{name} is {size!r}; it must be an integer", where=where)
         if not 0 <= size <= 8192:
-            problems.append(f"data.{name} is {size}; allowed: 0 to 8192 pixels")
+            problems.append(f"{table}.{name} is {size}; allowed: 0 to 8192 pixels")
     for name in ("mean", "std"):
         values = getattr(settings, name)
         if values is None:
             continue
         if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            raise WrongType(f"data.{name} is {values!r}; it must be numbers", where=where)
+            raise WrongType(f"{table}.{name} is {values!r}; it must be numbers", where=where)
         if not all(math.isfinite(v) for v in values) or (
             name == "std" and min(values, default=1) <= 0
         ):
             allowed = "numbers above 0" if name == "std" else "finite numbers"
-            problems.append(f"data.{name} is {list(values)}; allowed: {allowed}")
+            problems.append(f"{table}.{name} is {list(values)}; allowed: {allowed}")
     if problems:
         raise WrongValue("; ".join(problems), where=where, hint="Correct these fields.")
 

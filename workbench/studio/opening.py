@@ -57,7 +57,8 @@ def open_session(
     a mapping with ``calibration`` and ``evaluation`` loaders, the path of an ``.npz``, or a folder
     of pictures with a sub-folder for each class: its path, or an ``ImageFolder`` with settings.
     ``train``: training data, a loader whose batches are inputs or (inputs, labels), the path of an
-    ``.npz``, or ``package.module:loader``; an example has its own, and without any a training
+    ``.npz``, a folder of pictures (by its path: read with the settings of ``data``, whose classes
+    it must have), or ``package.module:loader``; an example has its own, and without any a training
     learns from the calibration data.
     ``metric``: ``top1``, ``top5``, ``psnr``, ``cosine``, ``package.module:function``, or a function
     ``metric(model, batches) -> float`` where higher is better. ``project``: the folder to keep all
@@ -118,7 +119,6 @@ def _settings(
 ) -> tuple[ProjectSettings, LiveSource | None]:
     spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
     name, function = _metric_name(metric)
-    train_spec = _train_spec(train)
     threads = threads or _default_threads()
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
@@ -126,6 +126,7 @@ def _settings(
         if kind in MODEL_FILES:
             text = str(Path(text).expanduser().absolute())
         data_spec = _data_spec(data, spec, kind, text)
+        train_spec = _train_spec(train, data_spec)
         title = safe_name(Path(text).stem if kind in MODEL_FILES else text.rsplit(":", 1)[-1])
         settings = ProjectSettings(
             title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed,
@@ -166,7 +167,7 @@ def _settings(
         data_spec = DataSpec("stored", "", spec.batch_size, len(dataset.calibration))
     settings = ProjectSettings(
         safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads, seed=seed,
-        train=train_spec,
+        train=_train_spec(train, data_spec),
     )  # fmt: skip
     return settings, LiveSource(source, dataset, function, _live_train(train))
 
@@ -236,9 +237,13 @@ def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
     )
 
 
-def _train_spec(train: Any) -> TrainSpec:
+def _train_spec(train: Any, data: DataSpec) -> TrainSpec:
+    """A folder that comes without settings is read as the project's own data is."""
     if train is None:
         return TrainSpec()
+    if isinstance(train, ImageFolder):
+        path = str(Path(train.path).expanduser().absolute())
+        return TrainSpec("folder", path, train.settings)
     if not isinstance(train, str | os.PathLike):
         return TrainSpec("live", safe_name(type(train).__name__))
     text = os.fspath(train)
@@ -246,15 +251,18 @@ def _train_spec(train: Any) -> TrainSpec:
         return TrainSpec("npz", str(Path(text).expanduser().absolute()))
     if re.fullmatch(r"[\w.]+:[\w.]+", text):
         return TrainSpec("python", text)
+    if Path(text).expanduser().is_dir():
+        return TrainSpec("folder", str(Path(text).expanduser().absolute()), data.images)
     raise WrongValue(
         f"{text!r} is no training data",
         where="train",
-        hint="Allowed: a loader, an .npz file, or package.module:loader where code is allowed.",
+        hint="Allowed: a loader, an .npz file, a folder of pictures, or package.module:loader "
+        "where code is allowed.",
     )
 
 
 def _live_train(train: Any) -> Any:
-    return None if isinstance(train, str | os.PathLike) else train
+    return None if isinstance(train, str | os.PathLike | ImageFolder) else train
 
 
 def _metric_name(metric: Any) -> tuple[str, Any]:

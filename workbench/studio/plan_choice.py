@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.charts import formats
 from workbench.studio.pruning_state import PrunePlan, PruningState
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def nearest(plans: Sequence[PrunePlan], target: float) -> int:
 
 def plan_title(plan: PrunePlan) -> str:
     """``2.00×`` or ``20 %``."""
-    return f"{100 * plan.target:.0f} %" if plan.kind == "uniform" else f"{plan.target:.2f}×"
+    return formats.percent(plan.target) if plan.kind == "uniform" else f"{plan.target:.2f}×"
 
 
 def plan_notes(session: Session, plan: PrunePlan) -> dict[str, str]:
@@ -44,6 +45,6 @@ def plan_notes(session: Session, plan: PrunePlan) -> dict[str, str]:
 
 
 def in_order(session: Session) -> dict[str, Any]:
-    """Sensitivities by channel of the layers in the model's order, as everywhere; empty before a search."""
+    """Sensitivities by channel, layers in the order of the model; empty before a search."""
     known = session.pruning.sensitivity if session.pruning is not None else {}
     return {name: known[name] for name in session.layers["name"] if name in known}

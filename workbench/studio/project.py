@@ -24,7 +24,7 @@ STORE_NAME = "project.sqlite"
 SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "shrunk", "none")
 SHRINK_STEPS = ("prune", "decompose")
 DATA_KINDS = ("zoo", "stored", "npz", "folder", "python", "none")
-TRAIN_KINDS = ("zoo", "live", "npz", "python", "none")
+TRAIN_KINDS = ("zoo", "live", "npz", "folder", "python", "none")
 MAX_NAME = 200
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -87,11 +87,12 @@ class DataSpec:
 class TrainSpec:
     """Where training data comes from; kind none: an example's own, else the calibration data.
 
-    A live loader is known by its name only: it cannot be kept.
+    A live loader is known by its name only: it cannot be kept. ``images`` as in ``DataSpec``.
     """
 
     kind: str = "none"
     name: str = ""
+    images: ImageSettings = field(default_factory=ImageSettings)
 
 
 @dataclass(frozen=True)
@@ -327,12 +328,16 @@ def read_settings(path: Path) -> ProjectSettings:
             name=dataset.pop("name", ""),
             batch_size=dataset.pop("batch_size", 64),
             calibration_batches=dataset.pop("calibration_batches", 2),
-            images=_images(dataset, where),
+            images=_images(dataset, where, "data"),
         ),
         metric=metric.pop("name", ""),
         threads=run.pop("threads", 1),
         seed=run.pop("seed", 0),
-        train=TrainSpec(kind=train.pop("kind", "none"), name=train.pop("name", "")),
+        train=TrainSpec(
+            kind=train.pop("kind", "none"),
+            name=train.pop("name", ""),
+            images=_images(train, where, "train"),
+        ),
     )
     tables = {"source": source, "data": dataset, "train": train, "metric": metric, "run": run}
     for prefix, table in tables.items():
@@ -376,6 +381,7 @@ def check_settings(settings: ProjectSettings, *, where: str) -> None:
     if source.kind == "shrunk":
         _check_shrunk(source, where)
     check_image_settings(data.images, where=where)
+    check_image_settings(settings.train.images, where=where, table="train")
     if data.kind not in DATA_KINDS:
         raise WrongValue(
             f"data.kind is {data.kind!r}; allowed: {', '.join(DATA_KINDS)}", where=where
@@ -435,17 +441,20 @@ def to_toml(settings: ProjectSettings) -> str:
     if settings.train.kind != "none":
         lines += ["", "[train]", f"kind = {_quote(settings.train.kind)}"]
         lines += [f"name = {_quote(settings.train.name)}"]
+    if settings.train.kind == "folder":
+        given = settings.train.images.given()
+        lines += [f"{key} = {_value(value)}" for key, value in given.items()]
     lines += ["", "[metric]", f"name = {_quote(settings.metric)}"]
     lines += ["", "[run]", f"threads = {settings.threads}", f"seed = {settings.seed}", ""]
     return "\n".join(lines)
 
 
-def _images(table: dict[str, Any], where: str) -> ImageSettings:
+def _images(table: dict[str, Any], where: str, name: str) -> ImageSettings:
     lists: dict[str, tuple[float, ...] | None] = {}
     for key in ("mean", "std"):
         value = table.pop(key, None)
         if value is not None and not isinstance(value, list):
-            raise WrongType(f"data.{key} is {value!r}; it must be a list of numbers", where=where)
+            raise WrongType(f"{name}.{key} is {value!r}; it must be a list of numbers", where=where)
         lists[key] = None if value is None else tuple(value)
     return ImageSettings(resize=table.pop("resize", 0), crop=table.pop("crop", 0), **lists)
 

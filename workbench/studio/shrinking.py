@@ -213,7 +213,7 @@ def _settings(base: Project, name: str, staging: Path) -> ProjectSettings:
     elif data.kind not in ("zoo", "python", "none"):
         data = replace(data, name=_carried(base, data.name, staging))
     train: TrainSpec = old.train
-    if train.kind == "npz":
+    if train.kind in ("npz", "folder"):
         train = replace(train, name=_carried(base, train.name, staging))
     return replace(old, name=safe_name(name), source=source, data=data, train=train)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.studio.batches import read_npz, to_batch
 from workbench.studio.code import load_object
+from workbench.studio.image_folder import ImageBatches, ImageFolder, list_pictures
 from workbench.studio.metrics import Batch
 from workbench.studio.project import DataSpec, Project
 
@@ -115,7 +116,7 @@ class UserLoader:
 class Unwrapped:
     """Batches of the workbench's own data as a ``DataLoader`` would give them."""
 
-    def __init__(self, loader: Shuffled | ZooLoader) -> None:
+    def __init__(self, loader: Shuffled | Pictures | ZooLoader) -> None:
         self._loader = loader
         self.set_epoch = loader.set_epoch
 
@@ -155,12 +156,38 @@ class Shuffled:
         return self.samples // self.batch_size
 
     def __iter__(self) -> Iterator[Item]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        order = torch.randperm(self.samples, generator=generator)
-        for batch in range(len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        for rows in shuffled_rows(self.samples, self.batch_size, self._seed, self._epoch):
             inputs = tuple(part[rows] for part in self._inputs)
             yield inputs, None if self._target is None else self._target[rows]
+
+
+class Pictures:
+    """Pictures of a folder, decoded as they are needed, in another order each epoch."""
+
+    def __init__(self, pictures: ImageBatches, batch_size: int, seed: int) -> None:
+        self._pictures = pictures
+        self.samples = pictures.samples
+        self.batch_size = min(batch_size, self.samples)
+        self._seed, self._epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    def __iter__(self) -> Iterator[Item]:
+        for rows in shuffled_rows(self.samples, self.batch_size, self._seed, self._epoch):
+            batch = self._pictures.gather(rows.tolist())
+            yield batch.inputs, batch.target
+
+
+def shuffled_rows(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The rows of each whole batch of an epoch; its number and the seed decide the order."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(samples, generator=generator)
+    for start in range(0, samples - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
 
 
 class ZooLoader:
@@ -215,6 +242,9 @@ def training_data(
         path = project.folder / Path(spec.name).expanduser()
         found = read_npz(path, input_names(model), DataSpec(batch_size=batch_size))
         return _counted(Shuffled(found.evaluation, batch_size, seed), path.name)
+    if spec.kind == "folder":
+        pictures = _pictures_of(project, model, batch_size)
+        return _counted(Pictures(pictures, batch_size, seed), pictures.title)
     source = settings.source.base
     zoo_data = source.kind == "zoo" and settings.data.kind == "zoo"
     if spec.kind == "zoo" or zoo_data:
@@ -229,9 +259,31 @@ def training_data(
     )
 
 
+def _pictures_of(project: Project, model: nn.Module, batch_size: int) -> ImageBatches:
+    """The folder of ``train``; ``WrongValue`` when its classes are not those of the data."""
+    spec, data = project.settings.train, project.settings.data
+    path = project.folder / Path(spec.name).expanduser()
+    found = ImageFolder(path, **spec.images.given()).batches(model, batch_size)
+    if data.kind == "folder":
+        classes = list_pictures(project.folder / Path(data.name).expanduser()).classes
+        if classes and found.listing.classes != classes:
+            raise WrongValue(
+                f"its classes are {_names(found.listing.classes)}; those of the data are "
+                f"{_names(classes)}",
+                where=str(path),
+                hint="A class is a sub-folder: give both folders the same ones.",
+            )
+    return found
+
+
+def _names(classes: Sequence[str]) -> str:
+    shown = ", ".join(classes[:6])
+    return f"{shown}, …" if len(classes) > 6 else shown or "none"
+
+
 def _named(loader: UserLoader, name: str) -> TrainingData:
     return TrainingData(loader, name)
 
 
-def _counted(loader: Shuffled | ZooLoader, name: str) -> TrainingData:
+def _counted(loader: Shuffled | Pictures | ZooLoader, name: str) -> TrainingData:
     return TrainingData(loader, f"{name}, {loader.samples} samples")

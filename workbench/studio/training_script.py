@@ -12,6 +12,7 @@ import pandas as pd
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.studio.columns import DEFAULT_RATIO, trainable
 from workbench.studio.graph_names import graph_lines
+from workbench.studio.image_settings import folder_text
 from workbench.studio.project import Project, safe_name
 from workbench.studio.search_script import Option, open_lines, option_lines
 from workbench.studio.store import layer_from_json
@@ -72,6 +73,9 @@ def train_lines(project: Project, asked: Mapping[str, Any]) -> tuple[list[str], 
         arguments.append("train=train")
     elif spec.kind in ("npz", "python"):
         arguments.append(f"train={spec.name!r}")
+    elif spec.kind == "folder":
+        lines.append("from workbench.studio import ImageFolder")
+        arguments.append(f"train={folder_text(spec.name, spec.images)}")
     own = [name for name in ("recipe", "loop") if asked.get(name) and ":" not in asked[name]]
     lines += [f"{name} = ...  # fill in: {asked[name]}" for name in own]
     return lines, arguments
