@@ -126,6 +126,16 @@ def test_layers_of_a_module_stand_together_in_chart_and_table(tab: LayersTab) ->
     assert agree(tab) == list(NAMES)
 
 
+def test_how_deep_modules_go() -> None:
+    """As deep as a module has a few layers on average: a module for each layer helps nobody."""
+    names = ["stem.conv", *(f"blocks.{i}.{x}.conv" for i in range(3) for x in "ab"), "fc"]
+    found = rows.modules(names)
+    assert [found[n] for n in names] == ["stem", *(f"blocks.{i}" for i in (0, 0, 1, 1, 2, 2)), ""]
+    assert rows.modules(["a", "b"]) == {"a": "", "b": ""}
+    assert rows.modules([]) == {}
+    assert set(rows.modules([f"only.{i}.conv" for i in range(5)]).values()) == {"only"}
+
+
 def test_every_way_to_choose_layers(tab: LayersTab) -> None:
     """Presets, the filter by name and by type; what is chosen is changed in one step."""
     labels = {button.label: button for button in tab.presets}
@@ -157,7 +167,6 @@ def test_every_way_to_choose_layers(tab: LayersTab) -> None:
     assert chosen("none") == ()
     grouped = [x.name for x in tab.session.project.store.layers() if x.depthwise]
     assert set(chosen("depthwise")) == set(grouped)
-    assert rows.module_of("stem") == ""
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import panel as pn
 from panel.io.model import JSCode
 
 from workbench.app.i18n import _, said
-from workbench.app.rows import module_of, shown_layers
+from workbench.app.rows import modules, shown_layers
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, LAYERS_TAB, WindowState
@@ -114,11 +114,12 @@ def display_frame(
     selected: Collection[str],
     whole: Mapping[str, str],
     *,
-    grouped: bool = False,
+    module: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """The table as text and ticks, in the order shown, with a fresh row index.
 
-    ``whole``: why layers keep all their channels. ``grouped``: by the modules they lie in.
+    ``whole``: why layers keep all their channels. ``module``: layer to the module that it is shown
+    under; None: they are not grouped.
     """
     if not len(shown):
         # Tabulator chooses how to show a column by its type, once: an empty table needs them too.
@@ -171,8 +172,7 @@ def display_frame(
             for name, reason in zip(shown["name"].tolist(), shown["reason"].tolist(), strict=True)
         ],
         GROUP: [
-            (module_of(name) or _("top level")) if grouped else ""
-            for name in shown["name"].tolist()
+            (module[name] or _("top level")) if module else "" for name in shown["name"].tolist()
         ],
     }
     return pd.DataFrame(frame)
@@ -266,7 +266,7 @@ class LayerTable(View):
             self.window.threshold,
             self.window.selected,
             self._whole.reasons(),
-            grouped=self.window.grouped,
+            module=modules(self.session.layers["name"].tolist()) if self.window.grouped else None,
         )
 
     def _groupby(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from workbench.app.i18n import _
 from workbench.app.window import WindowState
 from workbench.charts.sensitivity import display_order, worst_first
 from workbench.engine.errors import WrongValue
+
+FEW = 1.5
+"""So many layers a module has on average, where layers are put together by modules."""
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -43,19 +46,32 @@ def shown_layers(layers: pd.DataFrame, window: WindowState) -> pd.DataFrame:
     if window.type:
         keep &= np.asarray(table["type"] == window.type)
     table = table if keep.all() else table[keep]
-    return table.iloc[by_module(table["name"].tolist())] if window.grouped else table
+    if not window.grouped:
+        return table
+    return table.iloc[by_module(table["name"].tolist(), modules(layers["name"].tolist()))]
 
 
-def module_of(name: str) -> str:
-    """The module that a layer lies in: its path without the last part; empty at the top."""
-    return name.rpartition(".")[0]
+def modules(names: Sequence[str]) -> dict[str, str]:
+    """The module that each layer lies in: as deep a path as still holds a few layers on average.
+
+    Empty for a layer at the top.
+    """
+    paths = {name: name.split(".")[:-1] for name in names}
+    deepest = max((len(path) for path in paths.values()), default=0)
+    found = dict.fromkeys(names, "")
+    for depth in range(1, deepest + 1):
+        deeper = {name: ".".join(path[:depth]) for name, path in paths.items()}
+        if len(names) < FEW * len(set(deeper.values())):
+            break
+        found = deeper
+    return found
 
 
-def by_module(names: Sequence[str]) -> npt.NDArray[np.int64]:
+def by_module(names: Sequence[str], module: Mapping[str, str]) -> npt.NDArray[np.int64]:
     """Positions that put the layers of a module together, modules by their first layer."""
-    modules = [module_of(name) for name in names]
-    first = {module: place for place, module in reversed(list(enumerate(modules)))}
-    return np.argsort(np.array([first[module] for module in modules], dtype=int), kind="stable")
+    first: dict[str, int] = {}
+    places = [first.setdefault(module[name], len(first)) for name in names]
+    return np.argsort(np.array(places, dtype=int), kind="stable")
 
 
 def worst(layers: pd.DataFrame, k: int) -> tuple[str, ...]:
