@@ -71,6 +71,17 @@ def tabs(page: Any) -> list[tuple[str, Callable[[], None]]]:
         (name, lambda name=name: show(name)) for name in page.get_by_role("tab").all_inner_texts()
     ]
     parts = ("Channels", "Decomposition")
+
+    def tools() -> None:
+        show("Layers")
+        page.get_by_label("by module").set_checked(True)
+        page.locator(".wb-group").first.wait_for()
+        opener = page.get_by_role("button", name="Variants", exact=True)
+        if opener.get_attribute("aria-pressed") != "true":
+            opener.click()
+        page.get_by_role("button", name="Delete …").wait_for()
+
+    found.append(("Layers by module, variants", tools))
     return found + [(part, lambda part=part: show("Search", part)) for part in parts]
 
 
@@ -162,6 +173,34 @@ def test_the_keyboard_alone_reaches_and_changes_layers(new_page: NewPage, projec
     keys.press("Home")
     keys.press("Space")
     page.get_by_text("1 selected").wait_for()
+
+    # By module: the headers are rows of the grid, too, and open and close.
+    page.get_by_label("by module").focus()
+    keys.press("Space")
+    page.locator(".wb-group").nth(1).wait_for()
+    group = page.locator(".wb-group").nth(1)
+    assert group.inner_text() == "body · 2"
+    tab_to("gridcell", most=12)
+    stands_on("gridcell", "top level · 2", "")
+    keys.press("ArrowDown")
+    stands_on("gridcell", "selected", "stem")
+    keys.press("ArrowRight")
+    keys.press("ArrowDown")
+    stands_on("gridcell", "name", "head")
+    keys.press("ArrowDown")
+    app_page.wait_until(lambda: focus()[:2] == ["gridcell", "body · 2"], what="on the header")
+    keys.press("Enter")
+    app_page.wait_until(
+        lambda: not app_page.cell(page, "body.a", "name").count(), what="the group is closed"
+    )
+    assert group.get_attribute("aria-expanded") == "false"
+    keys.press("Enter")
+    app_page.cell(page, "body.a", "name").wait_for()
+    app_page.wait_until(lambda: focus()[:2] == ["gridcell", "body · 2"], what="still there")
+    keys.press("ArrowDown")
+    stands_on("gridcell", "name", "body.a")
+    keys.press("ArrowRight")
+    stands_on("gridcell", "type", "body.a")
 
     opener = page.get_by_role("button", name="Copy as Python", exact=True)
     opener.focus()
