@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ from workbench.app.style import THEME, page_sx
 
 NAME = "Compression Workbench"
 _ACCESS = Path(__file__).with_name("access.js")
+_TABLES = Path(__file__).with_name("tables.js")
+_PLOTLY = "bundled/plotlyplot"
 
 # Panel's module loader reads every module as text and puts it into a blob, which the browser
 # compiles anew at each visit. Nothing here needs it: the browsers we support have import().
+# plotly.js is half of all scripts: what does not draw charts must not wait for it.
 _HEAD = """\
 {% extends base %}
 {% block preamble %}{{ super() }}
@@ -33,8 +38,29 @@ _HEAD = """\
 <script src="data:text/javascript;base64,{{ access }}"></script>
 {% for url in modules %}<link rel="modulepreload" href="{{ url }}">
 {% endfor %}
+<script id="wb-plotly" async fetchpriority="low" src="{{ plotly }}"></script>
+{% endblock %}
+{% block js_resources %}{{ needed(bokeh_js) }}
+<script src="data:text/javascript;base64,{{ tables }}"></script>
 {% endblock %}
 """
+_UNUSED = re.compile(r'<script[^>]* src="[^"]*/(?:es-module-shims|bokeh-gl)\b[^"]*"></script>\s*')
+
+
+def _needed(scripts: str) -> str:
+    """Without Panel's module loader and Bokeh's WebGL, which nothing here uses."""
+    return _UNUSED.sub("", scripts)
+
+
+@cache
+def _plotly() -> str:
+    """Relative address of the plotly.js that Panel serves; browsers keep it by its version."""
+    (script,) = (Path(pn.__file__).parent / "dist" / _PLOTLY).glob("plotly-*.min.js")
+    return f"./static/extensions/panel/{_PLOTLY}/{script.name}?v={pn.__version__}"
+
+
+def _as_data(script: str) -> str:
+    return b64encode(script.encode()).decode()
 
 
 class Frame(Page):
@@ -71,5 +97,10 @@ class Frame(Page):
         doc.template_variables["modules"] = sorted(bundles)
         words = {"less": _("Less"), "more": _("More"), "progress": _("Progress")}
         script = f"{_ACCESS.read_text('utf-8').strip()}({json.dumps(words)});"
-        doc.template_variables["access"] = b64encode(script.encode()).decode()
+        doc.template_variables.update(
+            access=_as_data(script),
+            tables=_as_data(_TABLES.read_text("utf-8")),
+            plotly=_plotly(),
+            needed=_needed,
+        )
         return doc

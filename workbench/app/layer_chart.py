@@ -12,7 +12,7 @@ from panel.io import hold
 from workbench.app.i18n import _
 from workbench.app.plot import Plot
 from workbench.app.rows import shown_layers
-from workbench.app.view import View
+from workbench.app.view import View, when_drawn
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts import sensitivity_chart, stage_strip, worst_chart
 from workbench.charts.sensitivity import QUANTITIES, STAGE_STRIP_FROM
@@ -101,7 +101,7 @@ class LayerChart(View):
 
     def _draw_now(self) -> None:
         self._due = 0.0
-        self._follow(self._draw, "the layers")
+        when_drawn(lambda: self._follow(self._draw, "the layers"))
 
     def _draw(self) -> None:
         with hold():

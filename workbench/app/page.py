@@ -32,7 +32,7 @@ from workbench.app.style import page_sx
 from workbench.app.tab_bar import TabBar, TabPanel
 from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
-from workbench.app.view import View
+from workbench.app.view import View, when_drawn
 from workbench.app.window import WindowState
 from workbench.engine.errors import WorkbenchError
 from workbench.studio.session import Session
@@ -200,6 +200,9 @@ class WorkbenchPage(View):
             log.exception("the session could not be polled")
 
     def _tab_chosen(self) -> None:
+        when_drawn(self._take_tab)
+
+    def _take_tab(self) -> None:
         with hold():
             self.window.tab = self.tabs.active
 

@@ -1,5 +1,5 @@
-// Draws a plotly figure with the plotly.js that Panel serves. Whole figures come in and
-// Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
+// Draws a plotly figure with the plotly.js that Panel serves, as soon as the page has loaded it.
+// Whole figures come in and Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
 // travel apart from the figure, because a toggle changes colours but no text.
 function fileName(model) {
   const project = new URLSearchParams(window.location.search).get("project") || "";
@@ -103,7 +103,9 @@ export function render({ model, el }) {
     const name = box.data[0].customdata[Math.round(at)];
     return typeof name === "string" && name !== "" ? name : null;
   };
-  // A line named "threshold" can be dragged up and down; it is grabbed within a few pixels.
+  // A line named "threshold" can be dragged up and down; it is grabbed within a few pixels. While
+  // it is dragged only the line and its label move: a redraw of plotly's is too slow for that. Who
+  // wants to follow it hears of "wb-line" events.
   let dragged = null;
   const lineNear = (event) => {
     const shape = box._fullLayout && (box._fullLayout.shapes || [])[0];
@@ -116,19 +118,25 @@ export function render({ model, el }) {
     const y = event.clientY - rect.top - yaxis._offset;
     return x >= 0 && x <= xaxis._length && Math.abs(y - yaxis.d2p(shape.y0)) <= 6;
   };
+  const lineParts = () => box.querySelectorAll(
+    ".shapelayer [data-index='0'], .infolayer .annotation[data-index='0']");
   const moveLine = () => {
     dragged.waiting = false;
-    const { yaxis } = box._fullLayout;
+    const { yaxis, shapes } = box._fullLayout;
     const rect = box.getBoundingClientRect();
     const y = Math.min(yaxis._length, Math.max(0, dragged.y - rect.top - yaxis._offset));
     dragged.value = yaxis.p2d(y);
     dragged.moved = true;
-    window.Plotly.relayout(box, {
-      "shapes[0].y0": dragged.value,
-      "shapes[0].y1": dragged.value,
-      "annotations[0].y": yaxis.p2l(y),
-    });
+    const shift = y - yaxis.d2p(shapes[0].y0);
+    lineParts().forEach((part) => { part.style.transform = `translateY(${shift}px)`; });
+    box.dispatchEvent(new CustomEvent("wb-line",
+      { bubbles: true, composed: true, detail: dragged.value }));
   };
+  const settleLine = (value) => window.Plotly.relayout(box, {
+    "shapes[0].y0": value,
+    "shapes[0].y1": value,
+    "annotations[0].y": box._fullLayout.yaxis.d2l(value),
+  }).then(() => lineParts().forEach((part) => { part.style.transform = ""; }));
   const move = (event) => {
     if (dragged === null) {
       if (event.buttons === 0) {
@@ -167,6 +175,7 @@ export function render({ model, el }) {
       const { moved, value } = dragged;
       dragged = null;
       if (moved) {
+        settleLine(value);
         model.send_msg({ type: "shape", changes: { "shapes[0].y0": value, "shapes[0].y1": value } });
       }
     } else if (pressed && pressed.name &&
@@ -191,7 +200,14 @@ export function render({ model, el }) {
   };
   const draw = () => {
     waiting = false;
-    if (!window.Plotly || !model.figure || box.clientWidth === 0) {
+    if (!model.figure || box.clientWidth === 0) {
+      return;
+    }
+    if (!window.Plotly) {
+      const script = document.getElementById("wb-plotly");
+      if (script) {
+        script.addEventListener("load", later, { once: true });
+      }
       return;
     }
     const figure = build();

@@ -37,7 +37,7 @@ def workbench_page() -> Any:
 
     Its frame is answered at once: the page is built while the browser loads its scripts.
     """
-    pn.extension("plotly", "tabulator", sizing_mode=None, notifications=False)
+    pn.extension("tabulator", sizing_mode=None, notifications=False)
     cookies = pn.state.cookies
     speak(preferred(argument("language"), cookies, pn.state.headers))
     name = argument("project") or DEFAULT_EXAMPLE

@@ -2,14 +2,6 @@
 // dragged it counts in the browser from what the chart has drawn; the server hears of the release.
 const WORSE_CODES = 2; // colour codes 0…2 are the quantised states, see charts/sensitivity.py
 
-function sensitivityPlot(event) {
-  return event.composedPath().find(
-    (node) => node.classList && node.classList.contains("js-plotly-plot") &&
-      node._fullLayout && node._fullLayout.shapes && node._fullLayout.shapes[0] &&
-      node._fullLayout.shapes[0].name === "threshold",
-  );
-}
-
 function countWorse(plot, line) {
   const bars = plot._fullData[0];
   const isError = plot._fullLayout.yaxis.type === "log";
@@ -41,44 +33,11 @@ export function render({ model, el }) {
   model.on("count", settle);
   settle();
 
-  let plot = null;
-  const follow = () => {
-    if (plot === null) {
-      return;
-    }
-    const shape = plot._fullLayout.shapes[0];
-    const line = (shape.y0 + shape.y1) / 2;
-    if (Number.isFinite(line)) {
-      const threshold = plot._fullLayout.yaxis.type === "log" ? 1 - line : line;
-      show(threshold, countWorse(plot, line));
-    }
-    window.requestAnimationFrame(follow);
+  const follow = (event) => {
+    const [plot] = event.composedPath();
+    const threshold = plot._fullLayout.yaxis.type === "log" ? 1 - event.detail : event.detail;
+    show(threshold, countWorse(plot, event.detail));
   };
-  const down = (event) => {
-    plot = sensitivityPlot(event) || null;
-    if (plot !== null) {
-      const before = plot._fullLayout.shapes[0].y0;
-      const wait = () => {
-        if (plot !== null) {
-          if (plot._fullLayout.shapes[0].y0 !== before) {
-            follow();
-          } else {
-            window.requestAnimationFrame(wait);
-          }
-        }
-      };
-      wait();
-    }
-  };
-  const up = () => { plot = null; };
-  document.addEventListener("pointerdown", down, true);
-  document.addEventListener("mousedown", down, true);
-  document.addEventListener("pointerup", up, true);
-  document.addEventListener("mouseup", up, true);
-  model.on("remove", () => {
-    document.removeEventListener("pointerdown", down, true);
-    document.removeEventListener("mousedown", down, true);
-    document.removeEventListener("pointerup", up, true);
-    document.removeEventListener("mouseup", up, true);
-  });
+  document.addEventListener("wb-line", follow);
+  model.on("remove", () => document.removeEventListener("wb-line", follow));
 }

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import panel as pn
 import param
 from panel.io import hold
 from panel.viewable import Viewer
@@ -16,6 +17,18 @@ from workbench.engine.errors import WorkbenchError
 from workbench.studio.session import Session
 
 log = logging.getLogger("workbench.app")
+
+
+def when_drawn(action: Callable[[], None]) -> None:
+    """Do it now, or as soon as the browser has drawn the page.
+
+    What ``hold`` collects before that never reaches the browser: Panel believes that it has not
+    pulled the document yet, but it has, and whoever is quick may be clicking already.
+    """
+    if pn.state.loaded:
+        action()
+    else:
+        pn.state.onload(action)
 
 
 class View(Viewer):
@@ -63,14 +76,23 @@ class View(Viewer):
                 self._follow(callback, what)
 
     def act(self, action: Callable[[], Any]) -> bool:
-        """Do what the user asked for; a refusal becomes the window's notice. True if it worked."""
-        try:
-            with hold():  # one message for all views, and one redraw
-                action()
-        except WorkbenchError as error:
-            self.window.notice = error_text(error)
-            return False
-        return True
+        """Do what the user asked for; a refusal becomes the window's notice. True if it worked.
+
+        Before the page is drawn it is done a moment later, and True is only its promise.
+        """
+        worked = True
+
+        def attempt() -> None:
+            nonlocal worked
+            try:
+                with hold():  # one message for all views, and one redraw
+                    action()
+            except WorkbenchError as error:
+                self.window.notice = error_text(error)
+                worked = False
+
+        when_drawn(attempt)
+        return worked
 
     def press(self, button: Any, action: Callable[[], Any]) -> None:
         """Do ``action`` when ``button`` is pressed."""
