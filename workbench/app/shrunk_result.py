@@ -62,9 +62,9 @@ def made_from(origin: Shrunk | None) -> str:
 
 def before_after(shrunk: Shrunk) -> str:
     """Metric, cost and latency of both models as a table."""
-    head = "".join(
+    head = "<td></td>" + "".join(
         f'<th class="wb-number">{escape(title)}</th>'
-        for title in ("", _("before"), _("after"), _("change"))
+        for title in (_("before"), _("after"), _("change"))
     )
     lines = "".join(
         f"<tr><td>{escape(figure.title)}</td>"
