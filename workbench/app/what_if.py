@@ -58,12 +58,14 @@ class WhatIf(View):
             styles={"align-items": "center", "gap": "6px", "margin-left": "auto"},
         )
         self.watch(self.switch, self._switched, "value")
-        self.watch(session, self.update, "summary", "measuring", "background", "job")
+        self.watch(session, self.update, "summary", "layers", "measuring", "background", "job")
         self.update()
 
     def _switched(self) -> None:
-        if self.switch.value != self.session.background:
-            self.act(lambda: self.session.set_background(self.switch.value))
+        wanted = bool(self.switch.value)
+        if wanted != self.session.background:
+            self.act(lambda: self.session.set_background(wanted))
+            self.update()  # a project that cannot be written stays as it was
 
     def update(self) -> None:
         session = self.session
