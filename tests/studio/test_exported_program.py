@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import warm
 from studio_models import make_data, make_net
 
 from workbench.engine.errors import MissingFile, WrongValue
@@ -45,10 +44,7 @@ def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert session.summary.model == "net" and session.summary.metric_name == "top1"
     assert all(line.ok for line in session.exports.parity)
     session.dispose()
-    done = subprocess.run(
-        [sys.executable, str(session.project.log_path)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run([str(session.project.log_path)], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = tmp_path / "reproduced"
     for path in (session.exports.files[1].path, made / "net_fake_quant_model.onnx"):
