@@ -31,9 +31,9 @@ browser: $(READY)
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null; \
 	else $(BIN)/playwright install chromium; fi
 
-# One thread a process: two test processes share the machine. A file is run by one of them, in the
-# order of tests/conftest.py: the longest begin.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# One thread a process: three test processes share two cores, because those with a browser wait for
+# most of their time. A file is run by one of them, in the order of tests/conftest.py: the longest begin.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 # The tests start many processes: each compiles our sources anew unless it may keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 

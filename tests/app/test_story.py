@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import app_page
 import pytest
-from servers import ROOT
+import warm
 
 pytestmark = pytest.mark.browser
 
@@ -130,9 +127,6 @@ def test_story(new_page: Callable[..., Any], workbench_home: Path, tmp_path: Pat
     page.get_by_text("Copied").first.wait_for()
     script = tmp_path / "log.py"
     script.write_text(page.evaluate("navigator.clipboard.readText()"), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, check=True, timeout=300, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    warm.run([str(script)], cwd=tmp_path, check=True)
     again = next(tmp_path.rglob("*record.txt"))
     assert again.read_bytes() == (folder / "ptq.record.txt").read_bytes()

@@ -215,19 +215,13 @@ def _compare(printed: str, shown: str, where: str) -> None:
 
 def _prepare() -> None:
     """Import and warm up what every page needs, and make the examples' data small."""
-    import tempfile
+    import warm
 
-    import torch
-
-    import workbench.cli.commands
     import workbench.engine.export.timing
     import workbench.studio.pruning
-    import workbench.studio.tasks
     import workbench.zoo.data
-    from workbench import engine
     from workbench.zoo import TrainingDigits
 
-    torch.set_num_threads(1)
     train, test = workbench.zoo.data.split()
     few = workbench.zoo.data.Digits(test.images[:PICTURES], test.labels[:PICTURES])
     workbench.zoo.data.split = lambda: (train, few)  # type: ignore[assignment]
@@ -237,13 +231,7 @@ def _prepare() -> None:
     # Not how fast something is, but that it runs.
     workbench.engine.export.timing.SECONDS = 0.0
     workbench.studio.pruning.MEASURED = ()
-    # The first capture and the first export of a process read tables of torch.
-    net, x = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), torch.rand(2, 1, 8, 8)
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        files = [f"{folder}/{name}" for name in ("config", "onnx", "record")]
-        engine.create_quant_config(files[0], net, (x,))
-        engine.quantize_model(*files, net, (x,))(x)
-        engine.save_model(files[1], files[2], f"{folder}/out")
+    warm.warm_up()
 
 
 def serve() -> None:
