@@ -97,6 +97,7 @@ def titles() -> dict[str, str]:
         "prune_sensitivity": _("prune sens."),
         "state": _("state"),
         "reason": _("why not"),
+        GROUP: _("module"),
     }
 
 
