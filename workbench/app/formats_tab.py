@@ -287,7 +287,7 @@ class FormatsTab(View):
             (_("calibrated (before convert)"), found.metric_calibrated, None),
             (_("converted"), found.metric_converted, found.bytes_converted),
         )
-        head = f'<th></th><th class="wb-number">{escape(title)}</th><th class="wb-number"></th>'
+        head = f'<td></td><th class="wb-number">{escape(title)}</th><td class="wb-number"></td>'
         head += f'<th class="wb-number">{escape(_("tensors"))}</th>'
         lines = "".join(
             f"<tr><td>{escape(label)}</td>"

@@ -261,7 +261,7 @@ def _file_comparison(rows: pd.DataFrame) -> str:
         )  # fmt: skip
     heads = "".join(f"<th>{escape(row_name(key))}</th>" for key in rows["key"])
     return (
-        f'<div><h2 class="wb">{escape(_("Files"))}</h2><table class="wb"><tr><th></th>{heads}</tr>'
+        f'<div><h2 class="wb">{escape(_("Files"))}</h2><table class="wb"><tr><td></td>{heads}</tr>'
         f"{''.join(lines)}</table></div>"
     )
 

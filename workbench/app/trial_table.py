@@ -97,7 +97,7 @@ def comparison(table: pd.DataFrame, metric_name: str) -> str:
     return (
         f'<div role="region" aria-label="{escape(_("Comparison"))}"><h2 class="wb">'
         f"{escape(head)}</h2>"
-        f'<table class="wb"><tr><th></th><th>{escape(_heading(first))}</th>'
+        f'<table class="wb"><tr><td></td><th>{escape(_heading(first))}</th>'
         f"<th>{escape(_heading(second))}</th></tr>{''.join(lines)}</table></div>"
     )
 

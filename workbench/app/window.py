@@ -79,7 +79,8 @@ class WindowState(param.Parameterized):
         options = getattr(control, "options", None)
         known = list(options.values()) if isinstance(options, dict) else options
         if known is None or all(x in known for x in (left if isinstance(left, list) else [left])):
-            _give(control, {"value": left})
+            with suppress(ValueError):
+                control.value = left
         control.param.watch(self._tell, "value")
         self._controls[name] = control
 
