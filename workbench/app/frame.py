@@ -24,7 +24,7 @@ _PLOTLY = "bundled/plotlyplot"
 
 # Panel's module loader reads every module as text and puts it into a blob, which the browser
 # compiles anew at each visit. Nothing here needs it: the browsers we support have import().
-# plotly.js is half of all scripts: what does not draw charts must not wait for it.
+# plotly.js is named here, because Panel's extension brings style sheets of maps along with it.
 _HEAD = """\
 {% extends base %}
 {% block preamble %}{{ super() }}
@@ -38,7 +38,7 @@ _HEAD = """\
 <script src="data:text/javascript;base64,{{ access }}"></script>
 {% for url in modules %}<link rel="modulepreload" href="{{ url }}">
 {% endfor %}
-<script id="wb-plotly" async fetchpriority="low" src="{{ plotly }}"></script>
+<script src="{{ plotly }}"></script>
 {% endblock %}
 {% block js_resources %}{{ needed(bokeh_js) }}
 <script src="data:text/javascript;base64,{{ tables }}"></script>

@@ -1,5 +1,5 @@
-// Draws a plotly figure with the plotly.js that Panel serves, as soon as the page has loaded it.
-// Whole figures come in and Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
+// Draws a plotly figure with the plotly.js that Panel serves. Whole figures come in and
+// Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
 // travel apart from the figure, because a toggle changes colours but no text.
 function fileName(model) {
   const project = new URLSearchParams(window.location.search).get("project") || "";
@@ -200,14 +200,7 @@ export function render({ model, el }) {
   };
   const draw = () => {
     waiting = false;
-    if (!model.figure || box.clientWidth === 0) {
-      return;
-    }
-    if (!window.Plotly) {
-      const script = document.getElementById("wb-plotly");
-      if (script) {
-        script.addEventListener("load", later, { once: true });
-      }
+    if (!window.Plotly || !model.figure || box.clientWidth === 0) {
       return;
     }
     const figure = build();
