@@ -41,11 +41,13 @@ def take_batch(x: Tensor, sample_limit: int | None = None) -> Batch:
     if not x.is_floating_point():
         raise WrongType(f"an activation of dtype {x.dtype} cannot be quantised to integers")
     values = flat_view(x.detach())
-    rows = row_extremes(values)
-    low, high = float(rows[0].amin()), float(rows[1].amax())
+    sampled = sample_limit is not None and values.numel() > sample_limit
+    rows = None if sampled else row_extremes(values)
+    extremes = values.aminmax() if rows is None else (rows[0].amin(), rows[1].amax())
+    low, high = map(float, extremes)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
-    if sample_limit is None or values.numel() <= sample_limit:
+    if sample_limit is None or not sampled:
         return Batch(values, low, high, rows, x.numel())
     step = _coprime_stride(-(-values.numel() // sample_limit), x.shape)
     runs = values[: values.numel() // _RUN * _RUN].view(-1, _RUN)

@@ -225,7 +225,7 @@ class IFMRObserver:
 
     def _best(self, candidates: _Candidates) -> int:
         """Index of the first candidate with the smallest loss."""
-        if len(np.unique(candidates.scales)) == 1:
+        if bool((candidates.scales == candidates.scales[0]).all()):
             return 0
         if self._complete and self._total > _SMALL:
             for kept in self._kept:

@@ -45,13 +45,12 @@ class RangeHistogram:
             self._start(values)
         self.total += values.numel()
         low, high = row_extremes(values) if extremes is None else extremes
-        strays = self._is_outside(low) | self._is_outside(high)
-        some = bool(strays.any())
+        some = bool(self._is_outside(torch.stack([low.amin(), high.amax()])).any())
         bins = self.counts.numel()
         found = count_cells(values, 1.0 - self.base, 1.0 / self.width, bins + 2, clamp=some)
         self.counts += found[1:-1]
         if some:
-            self._keep(values, strays)
+            self._keep(values, self._is_outside(low) | self._is_outside(high))
 
     def losses(self, scales: Floats, lows: Floats, highs: Floats) -> Floats:
         """Summed squared error of each candidate ``clip(RNE(x/s))*s`` with window low to high.

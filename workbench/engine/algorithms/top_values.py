@@ -42,7 +42,12 @@ class TopValues:
         maxima = row_maxima * self._sign
         candidates = values
         if maxima.numel() > keep:
-            rows = maxima.topk(keep, sorted=False).indices
+            largest, rows = maxima.topk(keep, sorted=False)
+            if bool(largest.amin() == largest.amax()):
+                # As many rows reach the same value (0 or 6 behind a ReLU6): none holds a larger.
+                self._floor = max(self._floor, float(largest[0]))
+                self._values = torch.cat([self._values, largest.cpu()])
+                return
             tail = maxima.numel() - 1 if values.numel() % ROW else -1
             whole = values[: values.numel() // ROW * ROW].view(-1, ROW)
             candidates = whole[rows[rows != tail]].reshape(-1)
