@@ -45,9 +45,12 @@ def test_click_on_a_bar_toggles_the_layer_everywhere(new_page: NewPage) -> None:
 def test_click_on_a_tick_toggles_and_undo_redo_take_it_back(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
+    untouched = app_page.cell(page, FIRST, "type")
+    untouched.evaluate("cell => { cell.dataset.drawn = 'once'; }")
     app_page.cell(page, FIRST, "quant_enable").click()
     settle(page, total - 1)
     app_page.wait_until(lambda: not app_page.is_ticked(page, FIRST), what="tick cleared")
+    assert untouched.get_attribute("data-drawn") == "once"  # what did not change is not drawn anew
     page.get_by_role("button", name="Undo").click()
     settle(page, total)
     app_page.wait_until(lambda: app_page.is_ticked(page, FIRST), what="tick back")
