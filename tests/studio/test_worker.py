@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 from job_waiting import done, wait
 
-from workbench.studio import Session
+from workbench.studio import Session, jobs
 from workbench.studio.jobs import worker_process
 
 Open = Callable[..., Session]
@@ -112,7 +113,11 @@ def test_a_worker_that_cannot_start(open_worker: Open, monkeypatch: pytest.Monke
     assert "could not start" in session.job.error.summary
 
 
-def test_histograms_come_from_the_worker(open_worker: Open) -> None:
+def test_histograms_come_from_the_worker(
+    open_worker: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts cold, as with a user; those of the other tests are forks."""
+    monkeypatch.setattr(jobs, "subprocess", subprocess)
     session = open_worker()
     session.start("analyse")
     wait(session, done(session))
