@@ -17,7 +17,8 @@ def test_the_figures_of_a_chart_are_sent_when_they_are_asked_for(session: Sessio
     chart.downloads._handle_custom_msg({"type": "csv"}, [])
     table = list(csv.DictReader(sent[0]["csv"].splitlines()))
     assert [row["name"] for row in table[:3]] == list(session.layers["name"][:3])
-    errors = [float(row["error 1 − cos"]) for row in table if row["name"] == session.layers["name"][2]]
+    third = session.layers["name"][2]
+    errors = [float(row["error 1 − cos"]) for row in table if row["name"] == third]
     assert errors[0] == 1 - session.layers["cosine"][2]
     chart.downloads._handle_custom_msg("csv", [])
     chart.downloads._handle_custom_msg({"type": "rm"}, [])
