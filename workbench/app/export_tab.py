@@ -133,7 +133,7 @@ class ExportTab(View):
         self.inputs = self._name_field(_("input names"), 260)
         self.outputs = self._name_field(_("output names"), 260)
         self.batch = self._name_field(_("name of the batch dimension"), 230)
-        self.batch.placeholder = BATCH
+        self.batch.placeholder = _("{name}, if empty").format(name=BATCH)
         opset = _("for the next export; opset {n}").format(n=OPSET)
         self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
         self.progress = ThemedHTML()
