@@ -26,7 +26,7 @@ _CODE = re.compile(r"[{}<>=_/\\#;%]|\.\w|\dpx|^[a-z-]+$|^[a-z]+([A-Z]\w*)+$")
 _CODE_TAGS = re.compile(r"<(code|pre)\b.*?</\1>", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _TEXT_OF_TAG = re.compile(r">([^<>]*[A-Za-z]{2,}[^<>]*)<")
-_FIELDS = re.compile(r"&#?\w+;|%\{[^}]*\}|\{%[^%]*%\}|#[0-9a-f]{6}")
+_FIELDS = re.compile(r"&#?\w+;|%\{[^}]*\}|\{%[^%]*%\}|\{\{[^}]*\}\}|#[0-9a-f]{6}")
 
 
 def plain_texts(path: Path) -> Iterator[tuple[int, str]]:
