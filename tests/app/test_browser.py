@@ -58,6 +58,16 @@ def test_click_on_a_tick_toggles_and_undo_redo_take_it_back(new_page: NewPage) -
     settle(page, total - 1)
 
 
+CHANGE_WHILE_BUILDING = """() => {
+  const models = [...Bokeh.documents[0]._all_models.values()];
+  const model = models.find((found) => found.type.endsWith("DataTabulator"));
+  const view = Bokeh.index.find_one_by_id(model.id);
+  view.render();
+  const columns = Object.entries(model.source.data);
+  model.source.data = Object.fromEntries(columns.map(([name, x]) => [name, x.slice(0, 2)]));
+}"""
+
+
 def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
@@ -76,6 +86,11 @@ def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> No
         app_page.wait_until(lambda: app_page.is_ticked(page, FIRST), what="tick back")
     assert table.get_attribute("data-first") == "yes"
     assert app_page.bar(page, 0).is_visible()
+
+    # What arrives while a table is being built is in it: here all rows but two are taken away.
+    page.evaluate(CHANGE_WHILE_BUILDING)
+    rows = page.locator(".tabulator-row:visible")
+    app_page.wait_until(lambda: rows.count() == 2, what="two rows")
 
 
 def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:

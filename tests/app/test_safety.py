@@ -121,11 +121,11 @@ def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> N
 def test_two_windows_on_two_projects_do_not_see_each_other(
     new_page: NewPage, worker_of: Callable[[str], int]
 ) -> None:
-    one, two = new_page(QUICK), new_page("digits-vit")
+    one, two = new_page(QUICK), new_page("digits-mobilenet")
     for page in (one, two):
         app_page.wait_idle(page)
     names = [page.locator(".wb-name").inner_text() for page in (one, two)]
-    assert names == [QUICK, "digits-vit"]
+    assert names == [QUICK, "digits-mobilenet"]
     first = [app_page.quantised(page) for page in (one, two)]
     assert first[0] != first[1]
     undo = two.get_by_role("button", name="Undo")

@@ -11,9 +11,10 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -30,6 +31,14 @@ from workbench.engine.errors import MissingFile, WrongValue
 from workbench.studio.errors import NotWritable
 from workbench.studio.image_settings import ImageSettings
 from workbench.studio.project import Project
+
+Answer = TypeVar("Answer")
+
+
+def alone(story: Coroutine[Any, Any, Answer]) -> Answer:
+    """Its result. In a thread: a browser's event loop may run in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, story).result(timeout=60)
 
 
 def send(address: str, name: str, body: bytes, **headers: str) -> tuple[int, bytes]:
@@ -129,7 +138,7 @@ def post_here(name: str, body: bytes) -> Any:
         finally:
             server.stop()
 
-    return asyncio.run(send_it())
+    return alone(send_it())
 
 
 def test_a_project_whose_files_find_no_room(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +256,7 @@ def test_data_that_does_not_fit_is_refused_before_there_is_a_project(
     form = NewProject()
     form.data.value = "turned.npz"
     form.name.value = "mine"
-    asyncio.run(form._create(None))
+    alone(form._create(None))
     said = str(form.said.object)
     assert "input `x` wants 3×8×8, the data has 8×8×3: transpose?" in said
     assert not (home / "projects" / "mine").exists() and not form.upload.go

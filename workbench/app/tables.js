@@ -1,9 +1,10 @@
 // Of a table whose data were patched only the cells that differ are drawn anew. Panel builds all
 // of them again, which takes half of a toggle's time and the focus from the cell that had it.
+// What changes while a table is being built, which Panel leaves out, is shown when it is built.
 (() => {
   const { prototype } = Bokeh.Models.get("panel.models.tabulator.DataTabulator");
   const view = prototype.default_view.prototype;
-  const buildAnew = view.updateOrAddData;
+  const { setData, tableBuilt, updateOrAddData: buildAnew } = view;
 
   const changes = ({ source }, rows) => {
     const columns = source.columns().map((name) => [name, source.get_array(name)]);
@@ -12,7 +13,23 @@
       .map(([name, values]) => [name, values[row.data._index]])));
   };
 
+  view.setData = function setDataOrWait() {
+    this.hasNewData = this._building || this._initializing;
+    return setData.call(this);
+  };
+
+  view.tableBuilt = function showBuilt() {
+    tableBuilt.call(this);
+    if (this.hasNewData) {
+      this.setData().then(() => this.postUpdate());
+    }
+  };
+
   view.updateOrAddData = function updateOrAddData() {
+    if (this._building) {
+      this.hasNewData = true;
+      return;
+    }
     const rows = this.tabulator.rowManager.rows;
     const { pagination, groupby, configuration, source } = this.model;
     const plain = pagination === null && !groupby.length && !(configuration || {}).dataTree;
