@@ -68,6 +68,17 @@ CHANGE_WHILE_BUILDING = """() => {
 }"""
 
 
+# A component that writes back what it drew must not undo what the server said meanwhile.
+ECHO = """() => {
+  const models = [...Bokeh.documents[0]._all_models.values()];
+  const { data } = models.find((found) => found.data && found.data.label === "Analyse");
+  data.setv({ disabled: true });
+  const after = data.disabled;
+  data.setv({ disabled: true }, { sync: false });
+  return [after, data.disabled];
+}"""
+
+
 def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
@@ -91,6 +102,7 @@ def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> No
     page.evaluate(CHANGE_WHILE_BUILDING)
     rows = page.locator(".tabulator-row:visible")
     app_page.wait_until(lambda: rows.count() == 2, what="two rows")
+    assert page.evaluate(ECHO) == [False, True]
 
 
 def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:

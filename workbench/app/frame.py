@@ -19,7 +19,8 @@ from workbench.app.style import THEME, page_sx
 
 NAME = "Compression Workbench"
 _ACCESS = Path(__file__).with_name("access.js")
-_TABLES = Path(__file__).with_name("tables.js")
+_MENDED = [Path(__file__).with_name(f"{name}.js") for name in ("echoes", "tables")]
+"""What is put right in Panel's part of the page."""
 _PLOTLY = "bundled/plotlyplot"
 
 # Panel's module loader reads every module as text and puts it into a blob, which the browser
@@ -41,7 +42,7 @@ _HEAD = """\
 <script src="{{ plotly }}"></script>
 {% endblock %}
 {% block js_resources %}{{ needed(bokeh_js) }}
-<script src="data:text/javascript;base64,{{ tables }}"></script>
+<script src="data:text/javascript;base64,{{ mended }}"></script>
 {% endblock %}
 """
 _UNUSED = re.compile(r'<script[^>]* src="[^"]*/(?:es-module-shims|bokeh-gl)\b[^"]*"></script>\s*')
@@ -99,7 +100,7 @@ class Frame(Page):
         script = f"{_ACCESS.read_text('utf-8').strip()}({json.dumps(words)});"
         doc.template_variables.update(
             access=_as_data(script),
-            tables=_as_data(_TABLES.read_text("utf-8")),
+            mended=_as_data("".join(path.read_text("utf-8") for path in _MENDED)),
             plotly=_plotly(),
             needed=_needed,
         )
