@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from playwright.sync_api import Error
+
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0, what: str = "") -> None:
     end = time.monotonic() + seconds
@@ -90,9 +92,14 @@ nodes => nodes.filter((node) => node.checkVisibility()).map((node) => {
 def shown(page: Any) -> list[str]:
     """What a reader finds on the page: project, figures, the tab in front, its fields, its tables.
 
-    Without the job, which goes on meanwhile.
+    Without the job, which goes on meanwhile; nothing while the page is being loaded.
     """
-    found: list[str] = page.locator(SHOWN).evaluate_all(VALUES)
+    try:
+        found: list[str] = page.locator(SHOWN).evaluate_all(VALUES)
+    except Error as error:
+        if "context was destroyed" not in str(error):
+            raise
+        return []
     return found
 
 

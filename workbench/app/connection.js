@@ -5,12 +5,36 @@ const MOST_UNANSWERED = 3;
 const PROBE_MS = 1000;
 const SOON_MS = 10000; // a page that loses its server this soon again waits for its reader
 const LOADED = "workbench-reconnected";
+const TICKET = "workbench-window";
+const TRIED = "workbench-window-tried";
+
+// The ticket that this tab had before it was loaded again, if the server was not told of it: a
+// browser may ask for the page before the cookie has reached the part of it that sends cookies.
+function forgotten(ticket) {
+  const left = sessionStorage.getItem(TICKET);
+  const [visit] = performance.getEntriesByType("navigation");
+  const again = visit && visit.type === "reload";
+  if (again && left && left !== ticket && sessionStorage.getItem(TRIED) !== left) {
+    sessionStorage.setItem(TRIED, left);
+    return left;
+  }
+  sessionStorage.setItem(TICKET, ticket);
+  sessionStorage.removeItem(TRIED);
+  return "";
+}
 
 export function render({ model, el, view }) {
   const { words } = model;
-  const remember = (seconds) => {
-    document.cookie = `${model.cookie}=${model.ticket}; path=/; max-age=${seconds}; samesite=lax`;
+  const remember = (seconds, ticket = model.ticket) => {
+    document.cookie = `${model.cookie}=${ticket}; path=/; max-age=${seconds}; samesite=lax`;
+    return document.cookie; // reading waits until it is written
   };
+  const left = forgotten(model.ticket);
+  if (left) {
+    remember(60, left);
+    window.location.reload();
+    return;
+  }
   remember(0); // it was for this page; another window of the project is another window
   window.addEventListener("beforeunload", () => remember(60));
 
