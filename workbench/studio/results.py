@@ -142,9 +142,7 @@ def changed_meta(store: Store, seen: dict[str, str]) -> dict[str, Any]:
         if seen.get(key) != text:
             seen[key] = text
             value = json.loads(text)
-            changed[key] = (
-                read_pruning(store, value) if key == "pruning" else _READERS[key](value)
-            )
+            changed[key] = read_pruning(store, value) if key == "pruning" else _READERS[key](value)
     return changed
 
 
