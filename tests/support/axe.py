@@ -9,6 +9,12 @@ from axe_playwright_python.sync_playwright import Axe
 TAGS = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice")
 _FAULTS = """
 async (node, only) => {
+  // In the middle of a fade a colour is neither the old nor the new one.
+  const roots = (root) => [root, ...[...root.querySelectorAll('*')]
+    .filter((child) => child.shadowRoot).flatMap((child) => roots(child.shadowRoot))];
+  const fades = new Set(roots(document).flatMap((root) => root.getAnimations())
+    .filter((fade) => fade.effect.getComputedTiming().endTime !== Infinity));
+  await Promise.allSettled([...fades].map((fade) => fade.finished));
   const options = { resultTypes: ['violations'], runOnly: only, iframes: false };
   const found = await axe.run(node, options);
   return found.violations.flatMap((fault) => fault.nodes.map((node) =>

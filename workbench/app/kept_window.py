@@ -30,14 +30,18 @@ def windows_folder() -> Path:
 class KeptWindow:
     """The ``state`` of the window with a ``ticket``, as it was left on the same project.
 
-    Any other ticket is answered with a new window and a new ticket.
+    Nothing is kept of a window in which nothing was changed, and its ticket stays its own. A ticket
+    of another project, or what is no ticket, is answered with a new window and a new ticket.
     """
 
     def __init__(self, project: str, ticket: str = "") -> None:
         self.project = project
-        values = _read(ticket, project)
-        self.ticket = ticket if values else secrets.token_urlsafe(12)
-        self.state = WindowState.restored(values)
+        kept = _read(ticket)
+        if not TICKET.fullmatch(ticket) or kept.get("project", project) != project:
+            kept, ticket = {}, secrets.token_urlsafe(12)
+        self.ticket = ticket
+        window = kept.get("window")
+        self.state = WindowState.restored(window if isinstance(window, dict) else {})
         self._changed = False
         self.state.follow(self._note)
 
@@ -64,17 +68,14 @@ class KeptWindow:
             log.warning("what a window shows could not be kept: %s", error)
 
 
-def _read(ticket: str, project: str) -> dict[str, object]:
+def _read(ticket: str) -> dict[str, object]:
     if not TICKET.fullmatch(ticket):
         return {}
     try:
         found = json.loads((windows_folder() / f"{ticket}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict) or found.get("project") != project:
-        return {}
-    window = found.get("window")
-    return window if isinstance(window, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def _forget_oldest() -> None:
