@@ -11,6 +11,7 @@ import pytest
 from workbench.app.kept_window import MOST_KEPT, KeptWindow, windows_folder
 from workbench.app.search_settings import SearchSettings
 from workbench.app.train_settings import TrainSettings
+from workbench.app.window import EXPORT_TAB, LAYERS_TAB, TRAIN_TAB
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,14 @@ def test_a_ticket_is_for_one_project() -> None:
     left = left_window()
     other = KeptWindow("other", left.ticket)
     assert other.ticket != left.ticket and other.state.pattern == ""
+
+
+def test_the_address_says_which_tab_is_first() -> None:
+    assert KeptWindow("net", tab="train").state.tab == TRAIN_TAB
+    assert KeptWindow("net", tab="gone").state.tab == LAYERS_TAB
+    left = left_window()
+    assert KeptWindow("other", left.ticket, "export").state.tab == EXPORT_TAB
+    assert KeptWindow("net", left.ticket, "export").state.tab == 3, "as it was left"
 
 
 def test_what_no_longer_fits_is_left_out() -> None:

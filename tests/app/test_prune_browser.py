@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import app_page
+import numpy as np
+import onnx
 import pytest
+from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.browser
 
@@ -26,6 +30,51 @@ def numbers(page: Any) -> str:
 
 def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
+
+
+def fine_tune(page: Any) -> float:
+    """One epoch of it in the Train tab, the weights taken over; per cent of top-1 as it says."""
+    words = page.get_by_text("fine-tune it.")
+    words.wait_for(timeout=90_000)
+    before = percentages(words.inner_text())
+    assert before[0] > 95 > before[1], "what pruning took"
+    for label, value in (("epochs", "1"), ("batch size", "128")):
+        page.get_by_label(label, exact=True).fill(value)
+        page.get_by_label(label, exact=True).press("Enter")
+    app_page.wait_until(button(page, "Train").is_enabled, what="the project is open")
+    button(page, "Train").click()
+    page.get_by_text("Done").wait_for(timeout=240_000)
+    said = page.get_by_text("Done").locator("..").inner_text()
+    trained, gained, original = percentages(said)[:3]
+    assert trained > before[1] + 1 and original == before[0], said
+    assert round(before[1] + gained, 1) == trained, said
+    loss = page.get_by_role("img", name="Loss by step")
+    assert loss.locator(".scatterlayer .trace").count() == 2
+    page.locator("tr", has_text="step-0000").filter(has_text=f"{trained} %").wait_for()
+
+    button(page, "Use these weights").click()
+    button(page, "Take the weights back").wait_for(timeout=120_000)
+    app_page.job_ends(page)
+    words = page.get_by_text("The model has the weights of a training (")
+    assert f"{trained} %" in words.inner_text()
+    page.locator(".wb-readout").filter(has_text=f"{trained} %").wait_for()
+    return trained
+
+
+def holds_the_weights(project: Path) -> None:
+    """The exported float file has the values of the weights that were taken over."""
+    (kept,) = (project / "weights").glob("*.safetensors")
+    trained = load_file(kept)
+    file = onnx.load(project / "exports" / f"{project.name}_float_model.onnx")
+    values = {x.name: onnx.numpy_helper.to_array(x) for x in file.graph.initializer}
+    names = [name for name, value in trained.items() if value.ndim > 1]
+    assert len(names) > 10
+    for name in names:
+        assert np.array_equal(values[name], trained[name]), name
+
+
+def percentages(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"([\d.]+) %", text)]
 
 
 def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -> None:
@@ -73,12 +122,19 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
         assert page.get_by_role("combobox", name=side).inner_text() == name
 
     tab(page, "Search")
-    page.get_by_role("link", name=f"Open {NEW}", exact=True).click()
-    page.wait_for_url(f"**?project={NEW}")
-    page.locator(".tabulator-row").first.wait_for(timeout=90_000)
-    shape = app_page.cell(page, "layer1.0.conv1", "shape").inner_text()
-    assert int(shape.split("×")[0]) < 8
+    page.get_by_role("link", name="Fine-tune it", exact=True).click()
+    page.wait_for_url(f"**?project={NEW}&tab=train")
+    trained = fine_tune(page)
+    tab(page, "Layers")
+    shape = app_page.cell(page, "layer1.0.conv1", "shape")
+    shape.wait_for()
+    assert int(shape.inner_text().split("×")[0]) < 8
     tab(page, "Export")
+    app_page.start(page, "Export")
+    row = page.locator("tr").filter(has_text=f"{NEW}_float_model.onnx")
+    row.filter(has_text=f"{trained} %").wait_for(timeout=240_000)
+    app_page.job_ends(page)
+    holds_the_weights(workbench_home / "projects" / NEW)
     graphs = page.locator("iframe")
     app_page.wait_until(lambda: graphs.count() == 2, what="two graphs")
     for index in (0, 1):

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pruning_case
 import pytest
+import training_project as training
 from panel.models.tabulator import CellClickEvent
 
 from workbench.app.page import WorkbenchPage
 from workbench.app.prune_tab import PruneTab
-from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB
+from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB, TRAIN_TAB
 from workbench.studio import ErrorText, ExportedFile, ExportResult, jobtable
-from workbench.studio.project import Project
+from workbench.studio.project import Project, ProjectSettings, SourceSpec
 from workbench.studio.pruning_state import as_stored, store_pruning
 from workbench.studio.session import Session
 
@@ -226,6 +227,7 @@ def test_the_smaller_project_is_one_click_away(page: WorkbenchPage, kind: str) -
     assert other.done.object == other.result.object == ""
     shown = part.result.object
     assert '<a href="?project=net+smaller">Open net smaller</a>' in part.done.object
+    assert '<a href="?project=net+smaller&amp;tab=train">Fine-tune it</a>' in part.done.object
     assert "98.0 %" in shown and "61.0 %" in shown and "−37.0 %" in shown
     assert "4.00 ms" in shown and "2.5×" in shown
     assert "fine-tune it under Train" in shown
@@ -239,6 +241,42 @@ def test_the_smaller_project_is_one_click_away(page: WorkbenchPage, kind: str) -
         assert part.origin.visible
         assert '<a href="?project=net">net</a>' in part.origin.object
     assert "made of" in page.model.text.object
+
+
+def test_a_smaller_model_is_to_be_fine_tuned_first(page: WorkbenchPage) -> None:
+    project = page.session.project
+    origin = as_stored(pruning_case.shrunk("prune", "", str(project.folder)))
+    project.store.put(origin=origin)
+    page.poll()
+    page.window.tab = TRAIN_TAB
+    tab = page.train
+    assert (tab.settings.method, tab.settings.learning_rate) == ("finetune", 1e-3)
+    assert "top-1 went from 98.0 % to 61.0 %: fine-tune it." in tab.origin.object
+    training.finish(project, training.begin(project, method="finetune"))
+    page.poll()
+    assert "97.5 %" in tab.text.object and "98.0 % before it was made smaller" in tab.text.object
+    assert "fine-tune it" not in tab.origin.object and "made of" in tab.origin.object
+
+    project.store.put(weights=[{"file": "0123456789abcdef.safetensors", "method": "finetune"}])
+    again = WorkbenchPage(Session(Project.open(project.folder)))
+    assert again.train.settings.method == "qat", "it was fine-tuned"
+    again.dispose()
+
+
+def test_a_smaller_model_that_came_as_a_file_is_not_to_be_trained(
+    page: WorkbenchPage, tmp_path: Path
+) -> None:
+    base = page.session.project.folder
+    file = ProjectSettings("net", SourceSpec("onnx", "net.onnx"))
+    project = Project.create(base.with_name("file"), layers=pruning_case.layers(), settings=file)
+    found = as_stored(pruning_case.shrunk("decompose", str(base), str(base)))
+    project.store.put(shrunk=found, origin=found)
+    other = WorkbenchPage(Session(project))
+    assert "Open net</a>" in other.decompose.done.object
+    assert "Fine-tune" not in other.decompose.done.object
+    assert "cannot be trained" in other.decompose.result.object
+    assert "fine-tune it" not in other.train.origin.object
+    other.dispose()
 
 
 def test_both_graphs_side_by_side(page: WorkbenchPage, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 
 from workbench.app.projects import home
-from workbench.app.window import WindowState
+from workbench.app.window import TABS, WindowState
 from workbench.engine.files.atomic import replace_on_success
 
 log = logging.getLogger("workbench.app.window")
@@ -31,17 +31,19 @@ class KeptWindow:
     """The ``state`` of the window with a ``ticket``, as it was left on the same project.
 
     Nothing is kept of a window in which nothing was changed, and its ticket stays its own. A ticket
-    of another project, or what is no ticket, is answered with a new window and a new ticket.
+    of another project, or what is no ticket, is answered with a new window and a new ticket, which
+    shows the ``tab`` of that name first.
     """
 
-    def __init__(self, project: str, ticket: str = "") -> None:
+    def __init__(self, project: str, ticket: str = "", tab: str = "") -> None:
         self.project = project
         kept = _read(ticket)
         if not TICKET.fullmatch(ticket) or kept.get("project", project) != project:
             kept, ticket = {}, secrets.token_urlsafe(12)
         self.ticket = ticket
+        first = {"tab": TABS.index(tab)} if tab in TABS else {}
         window = kept.get("window")
-        self.state = WindowState.restored(window if isinstance(window, dict) else {})
+        self.state = WindowState.restored(first | (window if isinstance(window, dict) else {}))
         self._changed = False
         self.state.follow(self._note)
 

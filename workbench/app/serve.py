@@ -33,7 +33,7 @@ def argument(name: str) -> str:
 
 
 def workbench_page() -> Any:
-    """The page of the project in ``?project=``; the default example without one.
+    """The page of the project in ``?project=``, the default example without one, at ``?tab=``.
 
     Its frame is answered at once: the page is built while the browser loads its scripts.
     """
@@ -41,7 +41,7 @@ def workbench_page() -> Any:
     cookies = pn.state.cookies
     speak(preferred(argument("language"), cookies, pn.state.headers))
     name = argument("project") or DEFAULT_EXAMPLE
-    window = KeptWindow(name, cookies.get(TICKET_COOKIE, ""))
+    window = KeptWindow(name, cookies.get(TICKET_COOKIE, ""), argument("tab"))
     frame = Frame(window.state.dark)
     steps = _build(frame, window, name)
     document = pn.state.curdoc

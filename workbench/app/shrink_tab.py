@@ -81,8 +81,10 @@ class ShrinkTab(View):
         origin = made_from(self.session.origin)
         self.origin.fill(origin)
         self.origin.visible = bool(origin)
-        self.result.fill(shrunk_result(self.session.shrunk, self.kind))
-        self.done.fill(shrunk_line(self.session.shrunk, self.kind))
+        trainable = self.session.project.source.trainable
+        shrunk = self.session.shrunk
+        self.result.fill(shrunk_result(shrunk, self.kind, trainable=trainable))
+        self.done.fill(shrunk_line(shrunk, self.kind, trainable=trainable))
 
     def column(self, buttons: list[Any], *body: Any) -> Any:
         """The tab: ``buttons`` on top, then what is known."""

@@ -9,19 +9,25 @@ from urllib.parse import urlencode
 from workbench.app.html import escape
 from workbench.app.i18n import _, said
 from workbench.app.projects import projects_folder
+from workbench.app.window import TABS, TRAIN_TAB
+from workbench.charts import formats
 from workbench.studio.pruning_state import Shrunk
 from workbench.studio.pruning_words import Figure, shrunk_advice, shrunk_figures
 
 
-def project_link(folder: str, text: str) -> str:
+def project_link(folder: str, text: str, **where: str) -> str:
     """A link to the page of a project of this workspace; of any other one its folder."""
-    path = Path(folder)
-    if path.parent.resolve() != projects_folder().resolve():
+    if not _in_workspace(folder):
         return f"<code>{escape(folder)}</code>"
-    return f'<a href="?{escape(urlencode({"project": path.name}))}">{escape(text)}</a>'
+    path = Path(folder)
+    return f'<a href="?{escape(urlencode({"project": path.name, **where}))}">{escape(text)}</a>'
 
 
-def shrunk_line(shrunk: Shrunk | None, kind: str) -> str:
+def _in_workspace(folder: str) -> bool:
+    return Path(folder).parent.resolve() == projects_folder().resolve()
+
+
+def shrunk_line(shrunk: Shrunk | None, kind: str, *, trainable: bool) -> str:
     """That a new project of ``kind`` (prune, decompose) is there, with the way to it."""
     if shrunk is None or shrunk.kind != kind:
         return ""
@@ -29,27 +35,34 @@ def shrunk_line(shrunk: Shrunk | None, kind: str) -> str:
     if not Path(shrunk.folder).is_dir():
         gone = _("{name} was made of this model, and is deleted by now.").format(name=name)
         return f'<div class="wb-muted">{escape(gone)}</div>'
-    link = project_link(shrunk.folder, _("Open {name}").format(name=name))
+    links = [project_link(shrunk.folder, _("Open {name}").format(name=name))]
+    if trainable and _in_workspace(shrunk.folder):
+        links.append(project_link(shrunk.folder, _("Fine-tune it"), tab=TABS[TRAIN_TAB]))
     return (
-        f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {link} · '
+        f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: {" · ".join(links)} · '
         f"{escape(_('Export shows both graphs side by side.'))}</div>"
     )
 
 
-def shrunk_result(shrunk: Shrunk | None, kind: str) -> str:
+def shrunk_result(shrunk: Shrunk | None, kind: str, *, trainable: bool) -> str:
     """The new project of ``kind`` with its figures and what to do next; empty without one."""
     if shrunk is None or shrunk.kind != kind:
         return ""
     title = {"prune": _("Pruned project"), "decompose": _("Decomposed project")}[kind]
-    advice = "".join(f"<li>{escape(line)}</li>" for line in shrunk_advice(shrunk))
+    advice = "".join(
+        f"<li>{escape(line)}</li>" for line in shrunk_advice(shrunk, trainable=trainable)
+    )
     return (
         f'<h2 class="wb">{escape(title)}</h2>{before_after(shrunk)}{_notes(shrunk)}'
         f'<ul class="wb-muted">{advice}</ul>'
     )
 
 
-def made_from(origin: Shrunk | None) -> str:
-    """Of a smaller project: what it was made of, with a link and the figures; empty of others."""
+def made_from(origin: Shrunk | None, *, metric: bool = False) -> str:
+    """Of a smaller project: what it was made of, with a link; empty of others.
+
+    With ``metric`` also what that cost, which is to be won back.
+    """
     if origin is None:
         return ""
     words = {
@@ -57,7 +70,14 @@ def made_from(origin: Shrunk | None) -> str:
         "decompose": _("This is a decomposed model, made of {base}."),
     }[origin.kind]
     base = project_link(origin.base, Path(origin.base).name)
-    return f'<div class="wb-info">{escape(words).replace("{base}", base)}</div>'
+    cost = ""
+    if metric:
+        name = origin.metric_name
+        before, after = (formats.metric(value, name) for value in origin.metric)
+        cost = " " + _("{metric} went from {before} to {after}: fine-tune it.").format(
+            metric=formats.metric_title(name) or _("metric"), before=before, after=after
+        )
+    return f'<div class="wb-info">{escape(words).replace("{base}", base)}{escape(cost)}</div>'
 
 
 def before_after(shrunk: Shrunk) -> str:

@@ -14,6 +14,7 @@ from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.mask_view import MaskView
 from workbench.app.plot import Plot
+from workbench.app.shrunk_result import made_from
 from workbench.app.style import ALIGNED, BESIDE
 from workbench.app.train_settings import TrainSettings
 from workbench.app.train_words import invitation, kept_sentence, result
@@ -34,7 +35,9 @@ class TrainTab(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window, TRAIN_TAB)
-        self.settings = window.settings(TrainSettings)
+        first = {"method": "finetune"} if session.origin and not session.weights else {}
+        self.settings = window.settings(TrainSettings, **first)
+        self.origin = ThemedHTML(margin=(8, 0, 0, 0), visible=False)
         self.state = JobNotice(session, window, ("open", "train", "weights"))
         self.masks = MaskView(session, window)
         self.parts = [self.state, self.masks]
@@ -71,7 +74,7 @@ class TrainTab(View):
         self.checkpoints = ThemedHTML(margin=(8, 0))
         self.watch(session, self.update_curves, "curves")
         self.watch(session, self.update_metric, "summary", "training")
-        self.watch(session, self.update, "job", "layers", "training", "weights")
+        self.watch(session, self.update, "job", "layers", "training", "weights", "origin")
         self.watch(self.settings, self.update, "method", "sparsity", "quantise")
         self.watch(session, self.update_checkpoints, "training", "curves", "summary")
         self.watch(self.layers, self.update_clips, "value")
@@ -180,6 +183,11 @@ class TrainTab(View):
         self.back.disabled = active
         shown = self.settings.quantises() or bool(len(self.curves.clips))
         self.layers.visible = self.clips.visible = shown
+        trained = finished or bool(self.session.weights)
+        trainable = self.session.project.source.trainable
+        origin = made_from(self.session.origin, metric=trainable and not trained)
+        self.origin.fill(origin)
+        self.origin.visible = bool(origin)
         self.text.fill(self._sentence(running))
 
     def _sentence(self, running: bool) -> str:
@@ -189,7 +197,7 @@ class TrainTab(View):
             words = (said(job.message) if job is not None else "") or _("Training")
             return f'<div role="status">{escape(words)}{escape(self._with(training))}</div>'
         if training is not None and training.state == "finished":
-            done = escape(result(training, self.session.summary))
+            done = escape(result(training, self.session.summary, self.session.origin))
             title = escape(method_title(training.method))
             return (
                 f'<div role="status"><b class="wb-good">✓ {escape(_("Done"))}</b>: '
@@ -248,6 +256,7 @@ class TrainTab(View):
         row = {"sizing_mode": "stretch_width", "margin": 0}
         return pn.Column(
             self.state,
+            self.origin,
             pn.Row(
                 self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
                 sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,

@@ -8,8 +8,9 @@ from workbench.app.i18n import _
 from workbench.charts import formats
 from workbench.charts.words import method_title
 from workbench.studio.kept_weights import KeptWeights
+from workbench.studio.pruning_state import Shrunk
 from workbench.studio.state import Summary
-from workbench.studio.training_state import TrainingState
+from workbench.studio.training_state import PLAIN, TrainingState
 
 
 def invitation(method: str, *, ticked: int, pruned: int) -> str:
@@ -42,8 +43,8 @@ def invitation(method: str, *, ticked: int, pruned: int) -> str:
     return " ".join([texts[method], *([] if method == "finetune" else [which])])
 
 
-def result(training: TrainingState, summary: Summary) -> str:
-    """What a finished training came to."""
+def result(training: TrainingState, summary: Summary, origin: Shrunk | None = None) -> str:
+    """What a finished training came to; ``origin``: what the model was made smaller of."""
     name = summary.metric_name
     figure = f"{formats.metric_title(name)} {formats.metric(training.metric, name)}"
     delta = formats.metric_delta(summary.metric_float, training.metric, name)
@@ -55,6 +56,12 @@ def result(training: TrainingState, summary: Summary) -> str:
         parts.append(
             _("{metric} before the training").format(
                 metric=formats.metric(training.metric_before, name)
+            )
+        )
+    if origin is not None and training.method in PLAIN:
+        parts.append(
+            _("{metric} before it was made smaller").format(
+                metric=formats.metric(origin.metric[0], origin.metric_name)
             )
         )
     parts.append(_("{count} layers trained").format(count=training.layers))

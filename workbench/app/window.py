@@ -15,6 +15,10 @@ from workbench.charts import QUANTITIES
     MODEL_TAB, LAYERS_TAB, INSPECT_TAB, SEARCH_TAB, TRAIN_TAB, FORMATS_TAB, EXPORT_TAB,
     HISTORY_TAB, CODE_TAB,
 ) = range(9)  # fmt: skip
+TABS = (
+    "model", "layers", "inspect", "search", "train", "formats", "export", "history", "code"
+)  # fmt: skip
+"""What an address calls the tabs: ``?project=…&tab=train``."""
 
 Settings = TypeVar("Settings", bound=param.Parameterized)
 PASSING = ("name", "notice")
@@ -60,11 +64,15 @@ class WindowState(param.Parameterized):
         _give(state, values)
         return state
 
-    def settings(self, kind: builtins.type[Settings]) -> Settings:
-        """The window's settings of a kind, as they were left before the page loaded again."""
+    def settings(self, kind: builtins.type[Settings], **first: Any) -> Settings:
+        """The window's settings of a kind, as they were left before the page loaded again.
+
+        ``first``: what a window begins with instead of the defaults.
+        """
         found = self._settings.get(kind.__name__)
         if not isinstance(found, kind):
             found = kind()
+            found.param.update(**first)
             _give(found, self._left.get(kind.__name__))
             found.param.watch(self._tell, [name for name in found.param if name != "name"])
             self._settings[kind.__name__] = found

@@ -68,6 +68,11 @@ class SourceSpec:
         """What was done to the base, one after the other: prune, decompose."""
         return tuple(self.arguments["steps"]) if self.kind == "shrunk" else ()
 
+    @property
+    def trainable(self) -> bool:
+        """Whether the model can be trained; those that came as a file cannot."""
+        return self.base.kind not in FILE_SOURCES
+
 
 @dataclass(frozen=True)
 class DataSpec:

@@ -186,8 +186,15 @@ def shrunk_figures(shrunk: Shrunk) -> tuple[Figure, ...]:
     )  # fmt: skip
 
 
-def shrunk_advice(shrunk: Shrunk) -> tuple[str, ...]:
-    """What to do next with a smaller project."""
+def shrunk_advice(shrunk: Shrunk, *, trainable: bool) -> tuple[str, ...]:
+    """What to do next with a smaller project, whose model can be trained or came as a file."""
+    if not trainable:
+        return (
+            _(
+                "A model that came as a file cannot be trained: open it from Python where the "
+                "metric is too low. It can be quantised like any other model."
+            ),
+        )
     if shrunk.kind == "prune":
         return (
             _(

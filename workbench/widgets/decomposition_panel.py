@@ -94,7 +94,9 @@ class DecompositionPanel(SessionView):
     def _finished(self) -> None:
         """The new project, and the graphs of both models as the app's Export tab shows them."""
         shrunk = self.session.shrunk
-        self.result.value = shrunk_html(shrunk, "decompose")
+        self.result.value = shrunk_html(
+            shrunk, "decompose", trainable=self.session.project.source.trainable
+        )
         files = shrunk.onnx if shrunk is not None and shrunk.kind == "decompose" else None
         if files == self._shown:
             return

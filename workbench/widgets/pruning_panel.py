@@ -178,7 +178,9 @@ class PruningPanel(SessionView):
         self.prune.disabled = active or plan is None or not plan.removed
 
     def _finished(self) -> None:
-        self.result.value = shrunk_html(self.session.shrunk, "prune")
+        self.result.value = shrunk_html(
+            self.session.shrunk, "prune", trainable=self.session.project.source.trainable
+        )
 
 
 def plan_html(pruning: PruningState, plan: PrunePlan) -> str:

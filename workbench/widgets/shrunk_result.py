@@ -22,7 +22,7 @@ def figures_html(figures: Iterable[Figure]) -> str:
     return f'<table class="wb-table">{lines}</table>' if lines else ""
 
 
-def shrunk_html(shrunk: Shrunk | None, kind: str) -> str:
+def shrunk_html(shrunk: Shrunk | None, kind: str, *, trainable: bool) -> str:
     """The last smaller project of ``kind`` (prune, decompose) and its figures; empty before one."""
     if shrunk is None or shrunk.kind != kind:
         return ""
@@ -32,7 +32,7 @@ def shrunk_html(shrunk: Shrunk | None, kind: str) -> str:
     }[kind]
     done = words.format(name=Path(shrunk.folder).name)
     folder = f"<code>wb.open({html.escape(repr(shrunk.folder))})</code>"
-    advice = "<br>".join(html.escape(line) for line in shrunk_advice(shrunk))
+    advice = "<br>".join(html.escape(line) for line in shrunk_advice(shrunk, trainable=trainable))
     return (
         f'<div class="wb-note"><span class="wb-good">✓ {html.escape(done)}</span> · {folder}</div>'
         f'{figures_html(shrunk_figures(shrunk))}<div class="wb-note">{advice}</div>'
