@@ -72,7 +72,7 @@ def test_without_metric_the_loss_is_drawn_against_the_target() -> None:
 
 def test_empty_search_says_what_to_do() -> None:
     figure = search_chart(trials().iloc[:0], 0.005)
-    assert any("Auto-calibrate" in note.text for note in figure.layout.annotations)
+    assert any("press Start" in note.text for note in figure.layout.annotations)
 
 
 @pytest.mark.parametrize(

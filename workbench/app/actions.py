@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
 from workbench.app.search_settings import SearchSettings
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, SEARCH_TAB, WindowState
 from workbench.charts import formats
@@ -50,19 +50,19 @@ class Actions(View):
             styles={"text-align": "right"},
         )
         self.bar = pmui.LinearProgress(
-            width=90, value=0, margin=(0, 8), align="center", label=_("Progress of the job")
+            width=90, value=0, margin=0, align="center", label=_("Progress of the job")
         )
         self.cancel = pmui.Button(
-            label=_("Cancel"), variant="outlined", color="error", size="small", margin=(0, 8, 0, 0)
+            label=_("Cancel"), variant="outlined", color="error", size="small", margin=0
         )
         self.press(self.cancel, lambda: self.act(session.cancel))
-        self.running = pn.Row(visible=False, margin=0, styles={"align-items": "center"})
+        self.running = aligned(visible=False)
         self.watch(session, self.update, "job", "layers")
         self.update()
 
     def _button(self, label: str, action: Any, tab: int | None) -> Any:
         button = pmui.Button(
-            label=label, icon="play_arrow", size="small", margin=(0, 4), disable_elevation=True
+            label=label, icon="play_arrow", size="small", margin=0, disable_elevation=True
         )
 
         def clicked(_event: Any) -> None:
@@ -95,11 +95,11 @@ class Actions(View):
             self.bar.value = round(100 * share) if known else -1
 
     def __panel__(self) -> Any:
-        return pn.Row(
+        return aligned(
             self.running,
             self.analyse,
             self.search,
             self.export,
             margin=(0, 12, 0, 12),
-            styles={"align-items": "center", "margin-left": "auto"},
+            styles={"margin-left": "auto"},
         )

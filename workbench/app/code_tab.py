@@ -11,19 +11,32 @@ import panel_material_ui as pmui
 from workbench.app.copy_button import CopyButton
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, error_text
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import CODE_TAB, WindowState
 from workbench.engine.errors import WorkbenchError
 from workbench.studio.session import Session
 
 
-class ScriptView(View):
-    """The script with copy and download; ``refresh`` asks the session for it anew."""
+def listing(text: str, height: str) -> str:
+    """Code in a frame, which scrolls by itself where it is longer or wider."""
+    return (
+        f'<pre class="wb" tabindex="0" style="max-height:{height}">'
+        f"<code>{escape(text)}</code></pre>"
+    )
 
-    def __init__(self, session: Session, window: WindowState, *, height: int) -> None:
+
+class ScriptView(View):
+    """The script with copy and download; ``refresh`` asks the session for it anew.
+
+    ``height`` of the text at most, as CSS has it.
+    """
+
+    def __init__(self, session: Session, window: WindowState, *, height: str) -> None:
         super().__init__(session, window)
         self.script = ""
-        self.text = ThemedHTML(height=height, styles={"overflow": "auto"})
+        self.height = height
+        self.text = ThemedHTML()
         self.copy = CopyButton(margin=0)
         self.download = pmui.FileDownload(
             callback=lambda: io.StringIO(self.script),
@@ -42,15 +55,14 @@ class ScriptView(View):
             self.text.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
         self.copy.text = self.script
-        self.text.fill(f'<pre class="wb" tabindex="0"><code>{escape(self.script)}</code></pre>')
+        self.text.fill(listing(self.script, self.height))
 
     def __panel__(self) -> Any:
         return pn.Column(
-            pn.Row(
+            aligned(
                 self.copy,
                 self.download,
                 margin=(4, 0, 8, 0),
-                styles={"align-items": "center", "gap": "8px"},
             ),
             self.text,
             sizing_mode="stretch_width",
@@ -63,10 +75,10 @@ class CodeTab(View):
 
     def __init__(self, session: Session, window: WindowState) -> None:
         super().__init__(session, window)
-        self.view = ScriptView(session, window, height=560)
+        self.view = ScriptView(session, window, height="calc(100vh - 190px)")
         self.parts = [self.view]
         self.json = ""
-        self.config = ThemedHTML(height=560, styles={"overflow": "auto"})
+        self.config = ThemedHTML()
         self.download = pmui.FileDownload(
             callback=lambda: io.StringIO(self.json),
             filename="ptq.json",
@@ -90,13 +102,13 @@ class CodeTab(View):
             self.json = ""
             self.config.fill(f'<p class="wb-empty">{escape(error_text(error))}</p>')
             return
-        self.config.fill(f'<pre class="wb" tabindex="0"><code>{escape(self.json)}</code></pre>')
+        self.config.fill(listing(self.json, self.view.height))
 
     def __panel__(self) -> Any:
         return pn.Row(
             pn.Column(self.view, sizing_mode="stretch_width", margin=0),
             pn.Column(
-                pn.Row(self.download, margin=(4, 0, 8, 0), styles={"align-items": "center"}),
+                aligned(self.download, margin=(4, 0, 8, 0)),
                 self.config,
                 width=430,
                 margin=(0, 0, 0, 16),

@@ -12,8 +12,9 @@ from workbench.app.i18n import _
 from workbench.app.style import VARIABLES
 
 _CSS = """
-.wb-copy { font: inherit; font-size: 12.5px; height: 30px; padding: 0 12px; cursor: pointer;
-  color: var(--wb-accent); background: transparent; border: 1px solid var(--wb-accent);
+.wb-copy { font: inherit; font-size: 12px; font-weight: 500; height: 32px;
+  padding: 0 12px; cursor: pointer; color: var(--wb-accent); background: transparent;
+  border: 1px solid var(--wb-accent);
   border-radius: 4px; }
 .wb-copy:focus-visible { outline: 2px solid var(--wb-accent); outline-offset: 2px; }
 """

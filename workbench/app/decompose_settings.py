@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
+from workbench.app.style import aligned
 from workbench.engine.algorithms.tensor_decomposition import METHODS
 
 RULES = ("compat", "scale_free", "energy", "fixed")
@@ -64,7 +64,7 @@ class DecomposeSettings(param.Parameterized):
         rank = pmui.IntInput.from_param(self.param.rank, label=_("rank of all"), width=112, **small)
         for control, needed in ((energy, "energy"), (rank, "fixed")):
             _shown_for(self, control, needed)
-        return pn.FlexBox(
+        return aligned(
             rule,
             energy,
             rank,
@@ -88,13 +88,13 @@ class DecomposeSettings(param.Parameterized):
             pmui.Checkbox.from_param(
                 self.param.balance, label=_("balance the two layers"), width=190, **small
             ),
-            gap="4px", margin=0, styles={"padding": "8px 0 4px", "align-items": "center"},
+            margin=(8, 0, 4, 0),
         )  # fmt: skip
 
     def _choice(self, name: str, label: str, options: dict[str, str], width: int) -> Any:
         chooser = pmui.Select(
             label=label, options=options, value=getattr(self, name), width=width, size="small",
-            margin=(4, 4),
+            margin=0,
         )  # fmt: skip
         chooser.link(self, value=name, bidirectional=True)
         return chooser

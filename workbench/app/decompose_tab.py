@@ -14,8 +14,6 @@ from workbench.studio import decomposition_words as words
 from workbench.studio.pruning_state import DecomposedLayer, DecompositionState
 from workbench.studio.session import Session
 
-HEIGHT = 400
-
 
 class DecomposeTab(ShrinkTab):
     """A dry run fills the table; Decompose makes a project with the settings as they are."""
@@ -32,7 +30,7 @@ class DecomposeTab(ShrinkTab):
             _("Decompose"), "call_split", lambda: self._decompose(dry_run=False), "contained"
         )
         self.totals = ThemedHTML(margin=(4, 0))
-        self.table = ThemedHTML(styles={"overflow": "auto", "max-height": f"{HEIGHT}px"})
+        self.table = ThemedHTML(styles={"overflow": "auto hidden"})
         self.watch(session, self.update_table, "decomposition")
         self.watch(session, self.update_running, "job", "layers", "decomposition")
         self.update_table()

@@ -15,7 +15,7 @@ from workbench.app.graph_view import GraphView
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
-from workbench.app.style import ALIGNED
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
@@ -83,7 +83,7 @@ def export_result(result: ExportResult | None, metric_name: str, gone: Collectio
         f"<th class='{css}'>{escape(title)}</th>"
         for title, css in (
             (_("file"), ""),
-            (_("bytes"), "wb-number"),
+            (_("size"), "wb-number"),
             (_("smaller"), "wb-number"),
             (
                 _("{metric} in ONNX Runtime").format(metric=formats.metric_title(metric_name)),
@@ -137,7 +137,7 @@ class ExportTab(View):
         opset = _("for the next export; opset {n}").format(n=OPSET)
         self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
         self.progress = ThemedHTML()
-        self.result = ThemedHTML()
+        self.result = ThemedHTML(styles={"min-width": "0", "overflow": "auto hidden"})
         self.watch(session, self.update, "exports", "job", "layers", "summary")
         self.watch(session, self._show_names, "graph_names", "layers")
         for field in (self.inputs, self.outputs, self.batch):
@@ -146,7 +146,7 @@ class ExportTab(View):
         self.update()
 
     def _name_field(self, label: str, width: int) -> Any:
-        return pmui.TextInput(label=label, width=width, size="small", margin=(4, 4))
+        return pmui.TextInput(label=label, width=width, size="small", margin=0)
 
     def _show_names(self) -> None:
         names = self.session.graph_names
@@ -178,20 +178,18 @@ class ExportTab(View):
     def __panel__(self) -> Any:
         return pn.Column(
             self.state,
-            pn.Row(
+            aligned(
                 self.button,
                 self.report,
                 self.progress,
-                margin=(6, 0),
-                styles=ALIGNED,
+                margin=(10, 0, 6, 0),
             ),
-            pn.FlexBox(
+            aligned(
                 self.inputs,
                 self.outputs,
                 self.batch,
                 self.hint,
                 margin=0,
-                styles=ALIGNED,
             ),
             self.result,
             self.graphs,

@@ -13,7 +13,7 @@ from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
-from workbench.app.style import ALIGNED
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
@@ -79,10 +79,10 @@ class FormatsTab(View):
         self.config = ThemedHTML(styles={"overflow": "auto", "max-height": "300px"})
         self.copy = CopyButton(margin=0)
         self.config_row = pn.Column(
-            pn.Row(
+            aligned(
                 ThemedHTML(f'<h2 class="wb">{escape(_("Configuration"))}</h2>', width=140,
                            sizing_mode=None),
-                self.copy, styles=ALIGNED, margin=0,
+                self.copy, margin=0,
             ),
             self.config,
             sizing_mode="stretch_width", margin=(8, 0),
@@ -178,7 +178,7 @@ class FormatsTab(View):
         self.smoothing.draw(self._smoothing_figure())
         self.smoothing_title.fill(
             f'<h2 class="wb" title="{escape(name)}">{escape(_("SmoothQuant:"))} '
-            f"{escape(short_name(name))}</h2>"
+            f"{escape(short_name(name, 36))}</h2>"
         )
 
     # -- words --------------------------------------------------------------------------------
@@ -326,10 +326,10 @@ class FormatsTab(View):
     def __panel__(self) -> Any:
         return pn.Column(
             self.state,
-            pn.Row(
+            aligned(
                 self.measure, self.format, self.algorithm, self.apply, self.float_type,
                 self.start, self.stop,
-                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+                sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
             self.text,
             self.details,

@@ -27,6 +27,7 @@ WIDTHS = {
     CHOSEN: 38, "name": 208, WAY: 190, **dict.fromkeys(WEIGHTS, 60), "int4 g32": 76, "int4 g64": 76,
     "hifloat8": 68, "minmax_db": 74, "smoothquant_db": 84, "largest": 72,
 }  # fmt: skip
+ALIGN = {key: "right" for key in WIDTHS if key not in (CHOSEN, "name", WAY)}
 _CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="way"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="way"]:hover { text-decoration: underline; }
@@ -53,7 +54,7 @@ def decibel(value: float) -> str:
 
 
 def times(value: float) -> str:
-    return f"{value:.1f} ×" if math.isfinite(value) else formats.UNKNOWN
+    return f"{value:.1f}×" if math.isfinite(value) else formats.UNKNOWN
 
 
 def display_frame(
@@ -100,7 +101,8 @@ class FormatsTable(View):
             editors=editors,
             titles=titles(),
             widths=WIDTHS,
-            text_align={key: "right" for key in WIDTHS if key not in (CHOSEN, "name", WAY)},
+            text_align=ALIGN,
+            header_align=ALIGN,
             formatters={CHOSEN: tick("☑", "☐", _("select"))},
             layout="fit_data_stretch",
             theme="materialize",

@@ -11,6 +11,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.netron_frame import NetronFrame
+from workbench.app.style import BESIDE
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts.sensitivity import bar_states
@@ -75,12 +76,16 @@ class GraphView(View):
         )
         self.body = pn.Column(
             pn.Row(
-                pn.Column(self.left, self.frames[0], sizing_mode="stretch_width", margin=0),
-                pn.Column(
-                    self.right, self.frames[1], sizing_mode="stretch_width", margin=(0, 0, 0, 12)
+                *(
+                    pn.Column(
+                        select, frame, sizing_mode="stretch_width", margin=0,
+                        styles={"min-width": "320px"},
+                    )
+                    for select, frame in zip((self.left, self.right), self.frames, strict=True)
                 ),
                 sizing_mode="stretch_width",
                 margin=0,
+                styles={**BESIDE, "gap": "12px"},
             ),
             sizing_mode="stretch_width",
             margin=(14, 0, 0, 0),

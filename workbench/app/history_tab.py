@@ -21,7 +21,7 @@ from workbench.app.history_table import (
 )
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
-from workbench.app.style import TABLE_CSS
+from workbench.app.style import TABLE_CSS, aligned
 from workbench.app.trial_table import comparison
 from workbench.app.view import View
 from workbench.app.window import HISTORY_TAB, LAYERS_TAB, WindowState
@@ -29,6 +29,8 @@ from workbench.charts import formats
 from workbench.engine.errors import WorkbenchError
 from workbench.studio.history_control import knows_configuration
 from workbench.studio.session import Session
+
+ALIGN = dict.fromkeys(("metric", "loss", "size", "bops", "n_float", "seconds"), "right")
 
 
 class HistoryTab(View):
@@ -71,9 +73,8 @@ class HistoryTab(View):
                 "details": _("details"),
             },
             widths=WIDTHS,
-            text_align=dict.fromkeys(
-                ("metric", "loss", "size", "bops", "n_float", "seconds"), "right"
-            ),
+            text_align=ALIGN,
+            header_align=ALIGN,
             layout="fit_data_stretch",
             theme="materialize",
             configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
@@ -229,10 +230,9 @@ class HistoryTab(View):
         self.act(lambda: self.session.delete(keys))
 
     def __panel__(self) -> Any:
-        row = {"align-items": "center", "gap": "12px", "flex-wrap": "wrap"}
         return pn.Column(
-            pn.Row(self.kind, self.job, self.text, self.sort, margin=(10, 0, 6, 0), styles=row),
-            pn.Row(self.use, self.compare, self.remove, self.hint, margin=(0, 0, 6, 0), styles=row),
+            aligned(self.kind, self.job, self.text, self.sort, margin=(10, 0, 6, 0)),
+            aligned(self.use, self.compare, self.remove, self.hint, margin=(0, 0, 6, 0)),
             self.empty,
             self.table,
             self.compared,

@@ -13,13 +13,13 @@ from workbench.app.html import escape
 from workbench.app.i18n import _, ngettext
 from workbench.charts import formats
 from workbench.charts.spoken import said
-from workbench.charts.words import job_state, job_title, trial_kinds
+from workbench.charts.words import job_noun, job_state, method_title, trial_kinds
 from workbench.studio.history import RESULTS
 from workbench.studio.results import read_exports
 
 WIDTHS = {
     "what": 86, "kind": 112, "of": 128, "when": 128, "state": 92, "metric": 76, "loss": 76,
-    "size": 80, "bops": 92, "n_float": 96, "seconds": 72, "details": 400,
+    "size": 80, "bops": 92, "n_float": 96, "seconds": 84, "details": 400,
 }  # fmt: skip
 
 SORTS = ("newest", "metric", "loss", "size", "bops")
@@ -29,7 +29,6 @@ def row_kinds() -> dict[str, str]:
     """What the kinds of rows are called."""
     return {
         **trial_kinds(),
-        "trained": _("trained"),
         "export": _("export"),
         "train": _("training"),
         "quantize": _("quantised folder"),
@@ -49,9 +48,9 @@ def row_name(key: str) -> str:
 
 
 def job_name(kind: str, job: int) -> str:
-    """``Searching · job 3``."""
+    """``search · job 3``."""
     number = _("job {number}").format(number=job)
-    return f"{job_title(kind)} · {number}" if kind else number
+    return f"{job_noun(kind)} · {number}" if kind else number
 
 
 def chosen_rows(
@@ -122,7 +121,7 @@ def details(row: Mapping[str, Any]) -> str:
         asked = row["asked"]
         named = {"method": "", "epochs": _("epochs"), "learning_rate": _("learning rate")}
         return ", ".join(
-            f"{title} {asked[name]}".strip()
+            f"{title} {asked[name]}" if title else method_title(str(asked[name]))
             for name, title in named.items()
             if asked.get(name) is not None
         )

@@ -14,7 +14,7 @@ from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_table import SHORT
 from workbench.app.plot import Plot
-from workbench.app.style import ALIGNED, TABLE_CSS
+from workbench.app.style import BESIDE, TABLE_CSS, aligned
 from workbench.app.view import View
 from workbench.app.window import INSPECT_TAB, WindowState
 from workbench.charts import (
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 USE = "use"
 HEIGHT = 205
 ROW = 36  # what a row of the theme takes, whatever rowHeight says
+NUMBERS = dict.fromkeys(("scale", "offset", "error", "sqnr", "seconds"), "right")
 _CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="use"] { cursor: pointer; font-weight: 600;
   color: var(--panel-primary-color); }
@@ -96,10 +97,11 @@ class InspectTab(View):
                 "state": "", USE: "",
             },
             widths={
-                "label": 140, "what": 150, "scale": 150, "offset": 66, "error": 90, "sqnr": 84,
+                "label": 150, "what": 150, "scale": 150, "offset": 66, "error": 90, "sqnr": 84,
                 "seconds": 72, USE: 84, "state": 320,
             },
-            text_align=dict.fromkeys(("scale", "offset", "error", "sqnr", "seconds"), "right"),
+            text_align=NUMBERS,
+            header_align=NUMBERS,
             layout="fit_data_stretch",
             theme="materialize",
             configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
@@ -111,7 +113,14 @@ class InspectTab(View):
         self.table.on_click(self._clicked)
         self.charts = pn.Column(
             self.histogram,
-            pn.Row(self.weights, self.errors, self.scatter, sizing_mode="stretch_width", margin=0),
+            pn.Row(
+                self.weights,
+                self.errors,
+                self.scatter,
+                sizing_mode="stretch_width",
+                margin=0,
+                styles=BESIDE,
+            ),
             sizing_mode="stretch_width",
             margin=0,
         )
@@ -258,15 +267,14 @@ class InspectTab(View):
     def __panel__(self) -> Any:
         return pn.Column(
             self.state,
-            pn.Row(
+            aligned(
                 self.layer,
                 self.previous,
                 self.next,
                 self.compare,
                 self.ada,
                 self.steps,
-                margin=(6, 0, 4, 0),
-                styles=ALIGNED,
+                margin=(10, 0, 6, 0),
             ),
             self.text,
             self.results,

@@ -105,8 +105,12 @@ WIDTHS = {
     CHOSEN: 38, "name": 184, "type": 84, "shape": 86, "parameters": 66, "mac_share": 60,
     "quant_enable": 58, "retrain_enable": 54, "channel_wise": 64, "act_algo": 62, "wts_algo": 56,
     "act_bits": 50, "wts_bits": 52, "dmq": 54, "prune_enable": 56, RATIO: 54,
-    "error": 78, "sqnr": 70, "prune_sensitivity": 84, "state": 116, "reason": 150,
+    "error": 78, "sqnr": 70, "prune_sensitivity": 122, "state": 116, "reason": 150,
 }  # fmt: skip
+
+ALIGN = dict.fromkeys((*TICKS, *MENUS), "center") | dict.fromkeys(
+    ("parameters", "mac_share", RATIO, "error", "sqnr", "prune_sensitivity"), "right"
+)
 
 
 def display_frame(
@@ -235,10 +239,8 @@ class LayerTable(View):
             editors=editors,
             titles=titles(),
             widths=WIDTHS,
-            text_align=dict.fromkeys((*TICKS, *MENUS), "center")
-            | dict.fromkeys(
-                ("parameters", "mac_share", RATIO, "error", "sqnr", "prune_sensitivity"), "right"
-            ),
+            text_align=ALIGN,
+            header_align=ALIGN,
             formatters={c: tick("✓", "·", titles()[c]) for c in TICKS}
             | {CHOSEN: tick("☑", "☐", _("select"))},
             layout="fit_data_stretch",

@@ -13,6 +13,7 @@ from workbench.app.i18n import _, ngettext
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_chart import LayerChart
 from workbench.app.layer_table import LayerTable, menu
+from workbench.app.style import aligned
 from workbench.app.threshold_count import ThresholdCount
 from workbench.app.variants_bar import VariantsBar
 from workbench.app.view import View
@@ -20,8 +21,6 @@ from workbench.app.what_if import WhatIf
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts.sensitivity import QUANTITIES, below_threshold
 from workbench.studio.session import Session
-
-_CENTRED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
 
 
 class LayersTab(View):
@@ -81,7 +80,7 @@ class LayersTab(View):
             sizing_mode=None,
             align="center",
         )
-        self.hint = ThemedHTML(visible=False)
+        self.hint = ThemedHTML(visible=False, margin=(0, 0, 6, 0))
         self.presets = [
             self._button(_("worst k"), lambda: self.select(rows.worst(self.shown, self.k))),
             self._button(
@@ -99,7 +98,7 @@ class LayersTab(View):
         self.quantise = self._button(_("Quantise"), lambda: self.set_selected(True), "outlined")
         self.skip = self._button(_("Skip"), lambda: self.set_selected(False), "outlined")
         self.bulk: list[Any] = []
-        self.menus = pn.Row(margin=0, styles=_CENTRED)
+        self.menus = aligned(margin=0)
         self.watch(self.threshold, self._typed_threshold, "value")
         self.watch(self.pattern, self._typed_pattern, "value")
         self.watch(self.type, self._chose_type, "value")
@@ -230,20 +229,19 @@ class LayersTab(View):
         return pn.Column(
             self.state,
             self.hint,
-            pn.Row(
+            aligned(
                 self.quantity,
                 self.order,
                 self.threshold,
                 self.count,
                 self.variants.opener,
                 self.what_if,
-                margin=(6, 0, 4, 0),
-                styles=_CENTRED,
+                margin=(10, 0, 4, 0),
                 sizing_mode="stretch_width",
             ),
             self.variants,
             self.chart,
-            pn.Row(
+            aligned(
                 self.pattern,
                 self.type,
                 pn.pane.HTML(
@@ -258,15 +256,13 @@ class LayersTab(View):
                 *self.presets[5:],
                 self.grouped,
                 margin=(4, 0, 4, 0),
-                styles=_CENTRED,
             ),
-            pn.Row(
+            aligned(
                 self.chosen,
                 self.quantise,
                 self.skip,
                 self.menus,
                 margin=(0, 0, 6, 0),
-                styles=_CENTRED,
             ),
             self.table,
             sizing_mode="stretch_width",

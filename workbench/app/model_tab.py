@@ -43,8 +43,9 @@ def model_summary(
         numbers = "".join(f"<td class='wb-number'>{value}</td>" for value in (*counts, *sizes))
         cells.append(f"<tr><td>{escape(str(kind))}</td>{numbers}</tr>")
     counts = [len(layers), *(int(able[ability].sum()) for ability in ABILITIES)]
-    numbers = "".join(f"<td class='wb-number'>{value}</td>" for value in counts)
-    cells.append(f"<tr><th>{escape(_('all'))}</th>{numbers}<td></td><td></td></tr>")
+    sizes = [formats.count(float(layers[column].sum())) for column in ("parameters", "macs")]
+    numbers = "".join(f"<td class='wb-number'>{value}</td>" for value in (*counts, *sizes))
+    cells.append(f"<tr><th>{escape(_('all'))}</th>{numbers}</tr>")
     head = "".join(
         f"<th class='{css}'>{escape(title)}</th>"
         for title, css in (
@@ -85,7 +86,7 @@ def _reasons(title: str, obstacles: Mapping[str, str]) -> str:
         return ""
     return (
         f'<h2 class="wb">{escape(title)}</h2>'
-        f'<table class="wb"><thead><tr><th>{escape(_("why"))}</th><th>{escape(_("layers"))}</th>'
+        f'<table class="wb"><thead><tr><th>{escape(_("why"))}</th><th>{escape(_("which"))}</th>'
         f"</tr></thead><tbody>{lines}</tbody></table>"
     )
 
@@ -95,7 +96,7 @@ def _names(names: Sequence[str]) -> str:
     if len(names) <= NAMED:
         return text
     count = ngettext("{n} layer", "{n} layers", len(names)).format(n=len(names))
-    return f"<details><summary>{escape(count)}</summary>{text}</details>"
+    return f"<details><summary class='wb-whole'>{escape(count)}</summary>{text}</details>"
 
 
 class ModelTab(View):

@@ -28,7 +28,7 @@ from workbench.app.prune_tab import PruneTab
 from workbench.app.search_parts import SearchParts
 from workbench.app.search_settings import SearchSettings
 from workbench.app.search_tab import SearchTab
-from workbench.app.style import page_sx
+from workbench.app.style import aligned, page_sx
 from workbench.app.tab_bar import TabBar, TabPanel
 from workbench.app.topbar import TopBar
 from workbench.app.train_tab import TrainTab
@@ -57,7 +57,7 @@ class WorkbenchPage(View):
         window = self.window
         self.settings = window.settings(SearchSettings)
         self.picker = ProjectPicker()
-        self.script = ScriptView(session, window, height=420)
+        self.script = ScriptView(session, window, height="420px")
         self.script_dialog = pmui.Dialog(  # filled when it is first opened
             title=_("The same in Python"), title_variant="h5", width_option="md",
             close_on_click=True, show_close_button=True,
@@ -99,12 +99,11 @@ class WorkbenchPage(View):
 
     def _main(self) -> Any:
         return pn.Column(
-            pn.Row(
+            aligned(
                 self.tabs,
                 self.actions,
                 sizing_mode="stretch_width",
-                margin=0,
-                styles={"flex-wrap": "wrap", "align-items": "center", "row-gap": "6px"},
+                styles={"gap": "6px 0"},
             ),
             self.notice,
             *self._places,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
-from workbench.app.style import ALIGNED
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
 from workbench.studio.session import Session
@@ -77,12 +76,11 @@ class PinControl(View):
             self.act(lambda: self.session.pin(name, wanted))
 
     def __panel__(self) -> Any:
-        return pn.Row(
+        return aligned(
             self.layer,
             self.hold,
             self.clear,
             self.text,
             sizing_mode="stretch_width",
             margin=(8, 0, 2, 0),
-            styles=ALIGNED,
         )

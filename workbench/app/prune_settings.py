@@ -10,6 +10,7 @@ import param
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.app.style import aligned
 from workbench.studio.plan_choice import FIRST_RATIO, FIRST_TARGET, KINDS
 from workbench.studio.pruning_control import MAX_RATIO
 from workbench.studio.pruning_state import MEASURES
@@ -43,7 +44,7 @@ class PruneSettings(param.Parameterized):
 
     def panel(self) -> Any:
         """The controls in one row, each with a line under them where it needs one."""
-        small = {"size": "small", "margin": (10, 8, 0, 0)}
+        small = {"size": "small", "margin": 0}
         measure = pmui.Select(
             label=_("sensitivity"),
             options={_("Taylor, with data"): "taylor", _("norms of the filters"): "l2"},
@@ -62,7 +63,7 @@ class PruneSettings(param.Parameterized):
             "layer of 16 channels or fewer then keeps them all."
         )
         return pn.Column(
-            pn.Row(
+            aligned(
                 measure,
                 batches,
                 pmui.FloatInput.from_param(
@@ -72,7 +73,7 @@ class PruneSettings(param.Parameterized):
                 pmui.Checkbox.from_param(
                     self.param.aligned, label=_("keep multiples of 16 channels"), width=250, **small
                 ),
-                margin=0, styles={"align-items": "center"},
+                margin=(8, 0, 0, 0),
             ),
             ThemedHTML(f'<div class="wb-muted">{escape(about)}</div>', margin=(4, 0, 6, 0)),
             sizing_mode="stretch_width", margin=0,

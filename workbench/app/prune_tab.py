@@ -11,8 +11,9 @@ from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.plot import Plot
 from workbench.app.prune_settings import PruneSettings
-from workbench.app.shrink_tab import ALIGNED, ShrinkTab
+from workbench.app.shrink_tab import ShrinkTab
 from workbench.app.shrunk_result import figures_html, reasons_fold
+from workbench.app.style import aligned
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts import channel_plan_chart, channel_sensitivity_chart
 from workbench.studio.plan_choice import chosen_plan, in_order, nearest, plan_notes, plan_title
@@ -29,6 +30,7 @@ from workbench.studio.session import Session
 
 HEIGHT = 300
 ROW = 17
+MOST = 520  # a heat map of more layers scrolls by itself
 
 
 class PruneTab(ShrinkTab):
@@ -72,23 +74,23 @@ class PruneTab(ShrinkTab):
         )
         self.about = ThemedHTML(margin=(6, 0, 0, 0))
         self.blocked = ThemedHTML(margin=(4, 0))
-        scroll = {"overflow-y": "auto", "overflow-x": "hidden"}
+        self.heat_box = pn.Column(
+            self.heat, sizing_mode="stretch_width", height=HEIGHT, scroll=True, margin=0,
+            styles={"overflow-y": "auto", "overflow-x": "hidden"},
+        )  # fmt: skip
         row: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
         # Hidden until something is measured, so that an empty page does not look broken.
         self.details = pn.Column(
-            pn.Row(
+            aligned(
                 self.by, self.target, self.ratio, self.use, self.prune,
-                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+                sizing_mode="stretch_width", margin=(6, 0, 0, 0),
             ),
             self.numbers,
             pn.Row(
                 pn.Column(_title(_("Channels that stay")), self.plan, **row),
                 pn.Column(
                     _title(_("How much each channel matters; those crossed out go")),
-                    pn.Column(
-                        self.heat, sizing_mode="stretch_width", height=HEIGHT, scroll=True,
-                        margin=0, styles=scroll,
-                    ),
+                    self.heat_box,
                     **row,
                 ),
                 sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={"gap": "16px"},
@@ -205,6 +207,7 @@ class PruneTab(ShrinkTab):
             return
         height = max(HEIGHT, 60 + ROW * len(pruning.sensitivity))
         self.heat.height = height
+        self.heat_box.height = min(height, MOST)
         self.heat.draw(
             channel_sensitivity_chart(
                 in_order(self.session), plan.removed, dark=self.window.dark, height=height
@@ -235,7 +238,9 @@ def numbers_html(pruning: PruningState, plan: PrunePlan, notes: dict[str, str]) 
                 len(notes),
             ).format(count=len(notes), name=name, reason=said(reason))
         )
-    lines = "".join(f'<div class="wb-notice">{escape(line)}</div>' for line in advice)
+    lines = "".join(
+        f'<div class="wb-notice" style="margin-top:6px">{escape(line)}</div>' for line in advice
+    )
     if first_try(plan):
         lines += f'<div class="wb-muted">{escape(first_try(plan))}</div>'
     return figures_html(plan_figures(pruning, plan)) + lines

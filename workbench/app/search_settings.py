@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
-from workbench.app.style import ALIGNED
+from workbench.app.style import aligned
 
 STRATEGIES = ("Recover", "BinarySearch", "BinarySearchVerified", "Greedy", "Pareto")
 SENSITIVITIES = ("CosineSimilarity", "SQNR", "MSE", "EndToEnd")
@@ -41,30 +40,27 @@ class SearchSettings(param.Parameterized):
 
     def panel(self) -> Any:
         """The controls, in one row."""
+        small = {"size": "small", "margin": 0}
         words = {"size": _("size"), "bops": _("bit-operations"), "latency": _("latency")}
         objective = pmui.Select(
             label=_("make small"), options={words[x]: x for x in OBJECTIVES},
-            value=self.objective, width=150, size="small", visible=self.strategy == "Pareto",
+            value=self.objective, width=150, visible=self.strategy == "Pareto", **small,
         )  # fmt: skip
         objective.link(self, value="objective")
         self.param.watch(
             lambda event: setattr(objective, "visible", event.new == "Pareto"), "strategy"
         )
-        return pn.Row(
+        return aligned(
             pmui.FloatInput.from_param(
                 self.param.max_loss_percent,
                 label=_("largest loss, % points"),
                 step=0.1,
                 width=140,
-                size="small",
+                **small,
             ),
+            pmui.Select.from_param(self.param.strategy, label=_("strategy"), width=170, **small),
             pmui.Select.from_param(
-                self.param.strategy, label=_("strategy"), width=170, size="small"
-            ),
-            pmui.Select.from_param(
-                self.param.sensitivity, label=_("sensitivity"), width=170, size="small"
+                self.param.sensitivity, label=_("sensitivity"), width=170, **small
             ),
             objective,
-            margin=0,
-            styles=ALIGNED,
         )

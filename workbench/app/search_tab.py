@@ -13,7 +13,7 @@ from workbench.app.job_notice import JobNotice
 from workbench.app.pin_control import PinControl
 from workbench.app.plot import Plot
 from workbench.app.search_settings import SearchSettings
-from workbench.app.style import ALIGNED, BESIDE
+from workbench.app.style import BESIDE, aligned
 from workbench.app.trial_table import TrialTable
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
@@ -194,9 +194,9 @@ class SearchTab(View):
     def __panel__(self) -> Any:
         return pn.Column(
             self.state,
-            pn.Row(
+            aligned(
                 self.settings.panel(), self.start, self.pause, self.stop, self.accept,
-                sizing_mode="stretch_width", margin=(6, 0), styles=ALIGNED,
+                sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
             self.text,
             pn.Row(

@@ -11,11 +11,10 @@ from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.shrunk_result import made_from, shrunk_line, shrunk_result
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
 from workbench.studio.session import Session
-
-ALIGNED = {"align-items": "center", "gap": "8px"}
 
 
 class ShrinkTab(View):
@@ -91,9 +90,9 @@ class ShrinkTab(View):
         return pn.Column(
             self.state,
             self.origin,
-            pn.Row(
+            aligned(
                 *buttons, self.stop, self.fold,
-                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+                sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
             self.more,
             self.text,

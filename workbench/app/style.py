@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import panel as pn
+
 from workbench.charts.theme import DARK, FONT, LIGHT, PAPER, Palette, palette
+
+CONTROL = 32
+"""Pixels that every control in a row is high."""
+
+_HIGH = {"minHeight": CONTROL}
 
 BAR = {False: "#f6f8fa", True: "#191f26"}
 
@@ -18,6 +25,7 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
             "background": {"default": PAPER[dark], "paper": PAPER[dark]},
             "text": {"primary": colours.text, "secondary": colours.muted},
             "divider": colours.grid,
+            "action": {"active": colours.muted},
         },
         "typography": {
             "fontFamily": FONT,
@@ -26,12 +34,51 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
         },
         "shape": {"borderRadius": 4},
         # Chinese may break between any two letters.
-        "components": {"MuiToggleButton": {"styleOverrides": {"root": {"whiteSpace": "nowrap"}}}},
+        "components": {
+            "MuiToggleButton": {
+                "styleOverrides": {"root": {"whiteSpace": "nowrap", "fontSize": 12, **_HIGH}}
+            },
+            "MuiButton": {
+                "styleOverrides": {
+                    "sizeSmall": {"fontSize": 12, "lineHeight": 1.5, "minWidth": 0, **_HIGH}
+                }
+            },
+            # Menus, numbers and texts are of three heights otherwise.
+            "MuiOutlinedInput": {
+                "styleOverrides": {
+                    "root": {
+                        "&.MuiInputBase-sizeSmall:not(.MuiInputBase-multiline)": {
+                            **_HIGH,
+                            "& > .MuiOutlinedInput-input": {"paddingTop": 6, "paddingBottom": 6},
+                        }
+                    }
+                }
+            },
+            "MuiChip": {"styleOverrides": {"root": {"height": 22, "fontSize": 12}}},
+            "MuiInputLabel": {
+                "styleOverrides": {
+                    "sizeSmall": {
+                        "&.MuiInputLabel-outlined:not(.MuiInputLabel-shrink)": {
+                            "transform": "translate(14px, 7px) scale(1)"
+                        }
+                    }
+                }
+            },
+        },
     }
 
 
-ALIGNED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
-"""Styles of a row of controls."""
+_ALIGNED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
+# Panel gives each child an align-self of its own, which is the start.
+_CENTRED = ":host > * { align-self: center !important; }"
+
+
+def aligned(*controls: Any, css: str = "", **layout: Any) -> Any:
+    """A row of controls on one line of sight, which wraps in a narrow window."""
+    styles = {**_ALIGNED, **layout.pop("styles", {})}
+    sheets = [_CENTRED, css] if css else [_CENTRED]
+    return pn.Row(*controls, styles=styles, stylesheets=sheets, **{"margin": 0, **layout})
+
 
 BESIDE = {"flex-wrap": "wrap"}
 """Styles of charts side by side; one below the other in a narrow window."""
@@ -93,6 +140,7 @@ a { color: var(--wb-accent); }
 pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-radius: 4px;
          padding: 12px 14px; margin: 0; overflow: auto; font-size: 12.5px; line-height: 1.5;
          font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+.wb-whole { white-space: nowrap; }
 details summary { cursor: pointer; color: var(--wb-muted); }
 .wb-notice { border-left: 3px solid var(--wb-bad); background: var(--wb-bar); padding: 8px 12px; }
 .wb-info { border-left: 3px solid var(--wb-accent); background: var(--wb-bar); padding: 8px 12px; }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, language, said
 from workbench.app.language import LanguageSwitch
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import WindowState
 from workbench.charts import formats
@@ -18,6 +18,14 @@ from workbench.studio.session import Session
 from workbench.studio.state import Summary
 
 ARROW = "→"
+# In a narrow window the figures have a line of their own.
+_NARROW = """
+:host { --wb-wrap: nowrap; }
+@media (max-width: 860px) {
+  :host { --wb-wrap: wrap; }
+  :host > .wb-numbers { order: 1; flex: 1 0 100% !important; padding: 2px 0 6px; }
+}
+"""
 
 
 def _readout(label: str, before: str, now: str, delta: str, tone: str = "") -> str:
@@ -84,9 +92,17 @@ class TopBar(View):
     ) -> None:
         super().__init__(session, window)
         self.title = ThemedHTML(
-            width=230, sizing_mode=None, styles={"flex": "0 1 230px", "min-width": "110px"}
+            sizing_mode=None,
+            styles={"flex": "1 1 230px", "min-width": "110px", "max-width": "420px"},
         )
-        self.numbers = ThemedHTML(styles={"min-width": "0", "overflow": "auto hidden"})
+        self.numbers = ThemedHTML(
+            css_classes=["wb-numbers"],
+            sizing_mode=None,
+            styles={
+                "flex": "0 1 auto", "margin-right": "auto",
+                "min-width": "0", "overflow": "auto hidden",
+            },
+        )
         self.open = self._icon("folder_open", _("Open a project"), lambda: on_open())
         self.undo = self._icon("undo", _("Undo"), lambda: self.act(session.undo))
         self.redo = self._icon("redo", _("Redo"), lambda: self.act(session.redo))
@@ -140,7 +156,7 @@ class TopBar(View):
         self.redo.disabled = not self.session.can_redo
 
     def __panel__(self) -> Any:
-        return pn.Row(
+        return aligned(
             self.open,
             self.title,
             self.numbers,
@@ -150,6 +166,6 @@ class TopBar(View):
             self.code,
             sizing_mode="stretch_width",
             align="center",
-            margin=0,
-            styles={"align-items": "center"},
+            styles={"gap": "0", "flex-wrap": "var(--wb-wrap)"},
+            css=_NARROW,
         )

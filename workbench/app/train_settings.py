@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 import param
 
 from workbench.app.i18n import _
-from workbench.app.style import ALIGNED
+from workbench.app.style import aligned
 from workbench.charts.words import method_title
 from workbench.engine.flows.training_settings import OPTIMIZERS, SCHEDULES, TrainingSettings
 from workbench.studio.compression_config import Compression
@@ -86,28 +85,24 @@ class TrainSettings(param.Parameterized):
             _("by the data"): "auto", _("cross-entropy"): "cross_entropy",
             _("squared error"): "mse", _("float outputs"): "float",
         }  # fmt: skip
-        return pn.Row(
+        return aligned(
             self._choice("method", _("method"), methods, 128),
             self._number("epochs", _("epochs"), 84, pmui.IntInput),
             self._number("learning_rate", _("learning rate"), 118, pmui.FloatInput),
             self._number("batch_size", _("batch size"), 98, pmui.IntInput),
             self._choice("loss", _("loss"), losses, 140),
             margin=0,
-            styles=ALIGNED,
         )
 
     def compression(self) -> Any:
         """What is pruned, and whether it is quantised: for 2:4 sparsity and combined training."""
         kinds = {_("2:4"): "2:4", _("channels"): "channels", _("none"): "none"}
-        return pn.FlexBox(
+        return aligned(
             self._choice("sparsity", _("pruning"), kinds, 128),
             self._number("update_freq", _("new masks every, steps"), 170, pmui.IntInput),
             self._number("prune_ratio", _("share of channels to remove"), 190, pmui.FloatInput),
             self._tick("ascend_optimized", _("keep multiples of 16")),
             self._tick("quantise", _("quantise")),
-            gap="8px",
-            margin=0,
-            styles=ALIGNED,
         )
 
     def more(self) -> Any:
@@ -117,7 +112,7 @@ class TrainSettings(param.Parameterized):
             _("cosine"): "cosine", _("one cycle"): "one_cycle", _("constant"): "constant"
         }  # fmt: skip
         whole, number = pmui.IntInput, pmui.FloatInput
-        return pn.FlexBox(
+        return aligned(
             self._choice("optimizer", _("optimiser"), optimizers, 120),
             self._choice("schedule", _("schedule"), schedules, 120),
             self._number("weight_decay", _("weight decay"), 120, number),
@@ -127,9 +122,7 @@ class TrainSettings(param.Parameterized):
             self._number("evaluate_every", _("evaluate, steps"), 124, whole),
             self._number("checkpoint_every", _("checkpoint, steps"), 136, whole),
             self._number("seed", _("seed"), 90, whole),
-            gap="8px",
-            margin=0,
-            styles={"padding": "8px 0"},
+            margin=(8, 0),
         )
 
     def _number(self, name: str, label: str, width: int, kind: Any) -> Any:
@@ -137,21 +130,21 @@ class TrainSettings(param.Parameterized):
         return self._where_taken(
             name,
             kind.from_param(
-                self.param[name], label=label, width=width, size="small", margin=(4, 4), **extra
+                self.param[name], label=label, width=width, size="small", margin=0, **extra
             ),
         )
 
     def _choice(self, name: str, label: str, options: dict[str, str], width: int) -> Any:
         chooser = pmui.Select(
             label=label, options=options, value=getattr(self, name), width=width, size="small",
-            margin=(4, 4),
+            margin=0,
         )  # fmt: skip
         chooser.link(self, value=name, bidirectional=True)
         return self._where_taken(name, chooser)
 
     def _tick(self, name: str, label: str) -> Any:
         box = pmui.Checkbox.from_param(
-            self.param[name], label=label, size="small", margin=(4, 4)
+            self.param[name], label=label, size="small", margin=0
         )  # fmt: skip
         return self._where_taken(name, box)
 

@@ -15,7 +15,7 @@ from workbench.app.job_notice import JobNotice
 from workbench.app.mask_view import MaskView
 from workbench.app.plot import Plot
 from workbench.app.shrunk_result import made_from
-from workbench.app.style import ALIGNED, BESIDE
+from workbench.app.style import BESIDE, aligned
 from workbench.app.train_settings import TrainSettings
 from workbench.app.train_words import invitation, kept_sentence, result
 from workbench.app.view import View
@@ -253,17 +253,17 @@ class TrainTab(View):
         )
 
     def __panel__(self) -> Any:
-        row = {"sizing_mode": "stretch_width", "margin": 0}
+        row: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
         return pn.Column(
             self.state,
             self.origin,
-            pn.Row(
+            aligned(
                 self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
-                sizing_mode="stretch_width", margin=(6, 0, 0, 0), styles=ALIGNED,
+                sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
             self.compression,
             self.more,
-            pn.Row(self.text, self.use, self.back, styles=ALIGNED, **row),
+            aligned(self.text, self.use, self.back, **row),
             pn.Row(self.loss, self.metric, styles=BESIDE, **row),
             pn.Row(
                 pn.Column(self.rate, self.checkpoints, **row),

@@ -13,7 +13,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, ngettext
 from workbench.app.search_settings import SearchSettings
-from workbench.app.style import ALIGNED, TABLE_CSS
+from workbench.app.style import TABLE_CSS, aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, LAYERS_TAB, SEARCH_TAB, WindowState
 from workbench.charts import formats
@@ -25,6 +25,9 @@ WIDTHS = {
     "trial": 54, "kind": 104, "metric": 74, "loss": 74, "target": 60, "n_float": 96, "size": 84,
     "bops": 96, "share": 104, "seconds": 66, "layers": 400,
 }  # fmt: skip
+ALIGN = dict.fromkeys(
+    ("trial", "metric", "loss", "n_float", "size", "bops", "share", "seconds"), "right"
+) | {"target": "center"}  # fmt: skip
 
 
 def trial_frame(trials: pd.DataFrame, metric_name: str, target_loss: float) -> pd.DataFrame:
@@ -146,7 +149,8 @@ class TrialTable(View):
                 "layers": _("which"),
             },
             widths=WIDTHS,
-            text_align=dict.fromkeys(("metric", "loss", "size", "bops", "share"), "right"),
+            text_align=ALIGN,
+            header_align=ALIGN,
             layout="fit_data_stretch",
             theme="materialize",
             configuration={"columnDefaults": {"headerSort": False}, "rowHeight": 28},
@@ -238,7 +242,7 @@ class TrialTable(View):
 
     def __panel__(self) -> Any:
         return pn.Column(
-            pn.Row(
+            aligned(
                 pn.pane.HTML(
                     f'<b style="font-size:13px">{escape(_("Trials of this project"))}</b>',
                     margin=0,
@@ -250,7 +254,6 @@ class TrialTable(View):
                 self.compare,
                 self.hint,
                 margin=(6, 0),
-                styles=ALIGNED,
             ),
             self.compared,
             self.table,

@@ -9,6 +9,7 @@ import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
+from workbench.app.style import aligned
 from workbench.app.trial_table import comparison
 from workbench.app.view import View
 from workbench.app.window import LAYERS_TAB, WindowState
@@ -16,8 +17,6 @@ from workbench.studio.session import Session
 
 CURRENT_KEY = "now"
 """Of a menu; names of variants have a sign in front there, so that none can be mistaken for it."""
-
-_CENTRED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
 
 
 class VariantsBar(View):
@@ -68,10 +67,10 @@ class VariantsBar(View):
     def _opened(self) -> None:
         if self.opener.value and not len(self.panel):
             self.panel.objects = [
-                pn.Row(
+                aligned(
                     self.title, self.save,
                     self.variant, self.use, self.other, self.compare, self.rename, self.remove,
-                    margin=(6, 0), styles=_CENTRED,
+                    margin=(6, 0),
                 ),
                 self.compared,
                 self.dialog,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
+from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts import formats
@@ -50,12 +50,11 @@ class WhatIf(View):
             margin=0,
             align="center",
         )
-        self.row = pn.Row(
+        self.row = aligned(
             self.text,
             self.now,
             self.switch,
-            margin=0,
-            styles={"align-items": "center", "gap": "6px", "margin-left": "auto"},
+            styles={"margin-left": "auto"},
         )
         self.watch(self.switch, self._switched, "value")
         self.watch(session, self.update, "summary", "layers", "measuring", "background", "job")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from workbench.charts import formats
 from workbench.charts.text import _
-from workbench.charts.theme import CLEAR, base_figure, note, palette
+from workbench.charts.theme import CLEAR, POWERS, base_figure, note, palette
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.histograms import LayerHistogram
@@ -37,7 +37,7 @@ def layer_histogram_chart(
     weights = np.asarray(hist.weight_counts)
     split = 0.56 if weights.size else 1.0
     figure.update_layout(
-        margin={"l": 56, "r": 16, "t": 30, "b": 40},
+        margin={"l": 56, "r": 16, "t": 30, "b": 52},
         bargap=0,
         showlegend=False,
         xaxis={"domain": [0, split - (0.06 if weights.size else 0)], "anchor": "y"},
@@ -52,7 +52,7 @@ def layer_histogram_chart(
             type="log" if log_counts else "linear", title={"text": _("count")}, showgrid=True
         )
     if log_counts:
-        figure.update_yaxes(exponentformat="power", dtick=1)
+        figure.update_yaxes(**POWERS)
     return figure
 
 
@@ -131,7 +131,7 @@ def _grid(figure: go.Figure, hist: LayerHistogram, dark: bool) -> None:
         return
     steps = round((high - low) / step) + 1
     figure.update_layout(
-        xaxis_title_text=f"{_('input value')} · "
+        xaxis_title_text=f"{_('input value')}<br>"
         + _("{n} steps of {step}").format(n=steps, step=formats.exact(step))
     )
     if steps > _MOST_STEPS:
@@ -168,10 +168,10 @@ def _weights(figure: go.Figure, hist: LayerHistogram, dark: bool) -> None:
     scales = np.asarray(hist.weight_scales, dtype=np.float64)
     text = _("weight value")
     if scales.size == 1:
-        text += f" · {_('scale')} {formats.exact(float(scales[0]))}"
+        text += f"<br>{_('scale')} {formats.exact(float(scales[0]))}"
     elif scales.size:
         text += (
-            f" · {_('{n} scales').format(n=scales.size)} "
+            f"<br>{_('{n} scales').format(n=scales.size)} "
             f"{formats.exact(float(scales.min()))} … {formats.exact(float(scales.max()))}"
         )
     figure.update_layout(xaxis2_title_text=text)

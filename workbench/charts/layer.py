@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from workbench.charts.text import _, ngettext
-from workbench.charts.theme import base_figure, note, palette
+from workbench.charts.theme import POWERS, base_figure, note, palette
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.profile import LayerProfile
@@ -96,7 +96,7 @@ def error_chart(
     figure.update_layout(
         bargap=0,
         xaxis_title_text=text,
-        yaxis={"type": "log", "title": {"text": _("count")}, "exponentformat": "power", "dtick": 1},
+        yaxis={"type": "log", "title": {"text": _("count")}, **POWERS},
     )
     return figure
 

@@ -22,7 +22,7 @@ from workbench.charts.sensitivity import (
     worst_first,
 )
 from workbench.charts.text import _
-from workbench.charts.theme import base_figure, log_scale, note, with_gaps
+from workbench.charts.theme import POWERS, base_figure, log_scale, note, with_gaps
 
 
 def stage_of(name: str, depth: int = 1) -> str:
@@ -134,7 +134,7 @@ def worst_chart(
         type="log" if spec.log else "linear", range=[low, high], title_text=_(spec.title)
     )
     if spec.log:
-        figure.update_xaxes(dtick=1, exponentformat="power")
+        figure.update_xaxes(**POWERS)
     figure.update_yaxes(
         tickvals=list(range(len(table))),
         ticktext=[short_name(str(name), 24) for name in table["name"]],

@@ -96,7 +96,9 @@ def search_chart(
         )
     target = metric_float - target_loss if by_metric else target_loss
     if math.isfinite(target):
-        shown = formats.metric(target, metric_name) if by_metric else formats.exact(target)
+        shown = (
+            formats.metric(target, metric_name) if by_metric else formats.loss(target, metric_name)
+        )
         figure.add_hline(y=target, line={"color": colours.text, "dash": "dash", "width": 1.5})
         # Beside the plot, where it cannot cover a trial.
         figure.add_annotation(
@@ -115,7 +117,7 @@ def search_chart(
         tickformat=".1%" if share else None,
     )
     if not len(trials):
-        note(figure, _("No trial yet: press Auto-calibrate"), dark=dark)
+        note(figure, _("No trial yet: press Start"), dark=dark)
         figure.update_yaxes(showticklabels=False)
         figure.update_xaxes(showticklabels=False)
     return figure
@@ -134,7 +136,7 @@ def _trial_texts(rows: pd.DataFrame, metric_name: str) -> list[str]:
         texts.append(
             f"<b>{_('trial')} {row.trial}</b> · {phase_title(row.phase)}<br>"
             f"{formats.metric_title(metric_name)} {formats.metric(metric, metric_name)} · "
-            f"{_('loss')} {formats.exact(row.loss)}<br>"
+            f"{_('loss')} {formats.loss(row.loss, metric_name)}<br>"
             + stay_float(row.n_float)
             + (f": {shown}" if shown else "")
             + f"<br>{row.seconds:.1f} s"

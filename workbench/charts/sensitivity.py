@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from workbench.charts.drawn import exact_values
 from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
-from workbench.charts.theme import PATTERNS, base_figure, hatch, note, palette
+from workbench.charts.theme import PATTERNS, POWERS, base_figure, hatch, note, palette
 
 Order = Literal["execution", "sorted"]
 Floats = npt.NDArray[np.float64]
@@ -241,7 +241,7 @@ def sensitivity_chart(
         meta={"click": "columns"},
         selectdirection="h",
         selectionrevision=str(hash((tuple(sorted(chosen)), tuple(states)))),
-        margin={"l": 56, "r": 16, "t": 26, "b": 58 if len(table) <= 60 else 36},
+        margin={"l": 56, "r": 16, "t": 26, "b": _room_below(table) if len(table) <= 60 else 36},
     )
     return figure
 
@@ -282,7 +282,7 @@ def _style_axes(
         fixedrange=True,
     )
     if spec.log:
-        figure.update_yaxes(dtick=1, exponentformat="power")
+        figure.update_yaxes(**POWERS)
     count = len(table)
     if count <= 60:
         figure.update_xaxes(
@@ -297,12 +297,18 @@ def _style_axes(
     figure.update_xaxes(range=[-0.7, max(count, 1) - 0.3], showgrid=False)
 
 
+def _room_below(table: pd.DataFrame) -> int:
+    """Pixels that the slanted names take under the axis."""
+    longest = max((len(name) for name in tick_names([str(x) for x in table["name"]])), default=0)
+    return max(36, 18 + 4 * longest) if len(table) > 8 else 36
+
+
 def short_name(name: str, limit: int = 14) -> str:
     """The end of a module path, which is what tells neighbours apart."""
     return name if len(name) <= limit else "…" + name[-(limit - 1) :]
 
 
-def tick_names(names: Sequence[str], limit: int = 14) -> list[str]:
+def tick_names(names: Sequence[str], limit: int = 18) -> list[str]:
     """Short labels: path ends and beginnings that tell no two layers apart are dropped."""
     parts = [name.split(".") for name in names]
     for cut in (slice(None, -1), slice(1, None)):

@@ -98,6 +98,10 @@ def hatch(state: str, dark: bool) -> dict[str, object]:
     }
 
 
+# plotly writes powers of ten a quarter larger than it is told.
+POWERS: dict[str, object] = {"exponentformat": "power", "dtick": 1, "tickfont": {"size": 9}}
+"""Of a logarithmic axis whose ticks are powers of ten."""
+
 MARGIN = {"l": 56, "r": 16, "t": 12, "b": 36}
 
 
@@ -109,13 +113,14 @@ def palette(dark: bool) -> Palette:
 def template(dark: bool) -> go.layout.Template:
     """Layout defaults of one scheme: transparent, system fonts, explicit margins, calm axes."""
     colours = palette(dark)
+    small = {"color": colours.muted, "size": 11}
     axis = {
         "gridcolor": colours.grid,
         "linecolor": colours.grid,
         "zeroline": False,
         "ticks": "",
         "automargin": False,
-        "tickfont": {"color": colours.muted, "size": 11},
+        "tickfont": small,
         "title": {"font": {"color": colours.muted, "size": 12}, "standoff": 6},
     }
     return go.layout.Template(
@@ -141,7 +146,7 @@ def template(dark: bool) -> go.layout.Template:
                 "y": 1.0,
                 "yanchor": "bottom",
                 "bgcolor": CLEAR,
-                "font": {"color": colours.muted, "size": 11},
+                "font": small,
                 "itemclick": False,
                 "itemdoubleclick": False,
             },
@@ -151,7 +156,8 @@ def template(dark: bool) -> go.layout.Template:
                 "activecolor": colours.accent,
             },
             "bargap": 0.18,
-        }
+        },
+        data={"heatmap": [{"colorbar": {"tickfont": small, "title": {"font": small}}}]},
     )
 
 

@@ -164,9 +164,18 @@ def smoothing_chart(
         bargap=0.0,
         margin={"l": 56, "r": 16, "t": 26, "b": 40},
         xaxis={"title": {"text": _("input channel")}, "anchor": "y2"},
-        yaxis={"domain": [0.54, 1.0], "type": "log", "title": {"text": _("largest input")}},
-        yaxis2={"domain": [0.0, 0.46], "type": "log", "title": {"text": _("largest weight")}},
+        yaxis={
+            "domain": [0.54, 1.0],
+            "type": "log",
+            "title": {"text": _("largest input")},
+        },
+        yaxis2={
+            "domain": [0.0, 0.46],
+            "type": "log",
+            "title": {"text": _("largest weight")},
+        },
     )
+    figure.update_yaxes(dtick="D2", tickformat="~g")  # 1, 2 and 5, as whole numbers
     return figure
 
 

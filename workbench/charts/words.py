@@ -34,6 +34,23 @@ def job_title(kind: str) -> str:
     }.get(kind, kind)
 
 
+def job_noun(kind: str) -> str:
+    """What a job of a kind is, whether it runs or has long ended."""
+    return {
+        "analyse": _("analysis"),
+        "inspect": _("comparison of a layer"),
+        "search": _("search"),
+        "prune_search": _("channel measurement"),
+        "prune": _("pruning"),
+        "decompose": _("decomposition"),
+        "train": _("training"),
+        "formats": _("format measurement"),
+        "quantize": _("quantisation"),
+        "evaluate": _("evaluation"),
+        "export": _("export"),
+    }.get(kind, job_title(kind))
+
+
 def job_state(state: str) -> str:
     """A job's state as a person calls it."""
     return {
@@ -62,8 +79,9 @@ def trial_kinds() -> dict[str, str]:
     return {
         "float": _("float model"),
         "all": _("all quantised"),
-        "probe": _("what if"),
+        "probe": _("search"),
         "final": _("calibrated"),
+        "trained": _("trained"),
     }
 
 
