@@ -6,14 +6,14 @@ import ast
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import warm
-from format_models import OUTLIER, make_linear_data, make_linear_net
-from torch import nn
+from format_models import OUTLIER, make_branching_net, make_linear_data, make_linear_net
 
 from workbench.engine import load_quantized_folder, quantize
 from workbench.engine.errors import WrongType, WrongValue
@@ -155,28 +155,33 @@ def test_quantise_measure_and_write(live: Session) -> None:
     assert load_quantized_folder(again.folder, model=make_linear_net())(x).dtype == torch.float32
 
 
+def run_script(script: str, folder: Path, model: str) -> Path:
+    """The folder of the quantised modules that it writes; ``model``: what it is to fill in."""
+    blank = re.compile(r"^model = \.\.\. .*$", re.MULTILINE)
+    filled, count = blank.subn(f"from format_models import {model}; model = {model}()", script)
+    assert count == 1
+    (folder / "log.py").write_text(filled)
+    support = str(Path(__file__).parents[1] / "support")
+    done = warm.run(["log.py"], cwd=folder, env={**os.environ, "PYTHONPATH": support})
+    assert done.returncode == 0, done.stderr
+    (written,) = (folder / "reproduced").rglob("*_quantized")
+    return written
+
+
+def same_tensors(one: str | Path, other: str | Path) -> bool:
+    first, second = TensorFolder(one), TensorFolder(other)
+    names = sorted(first.tensors)
+    if not names or names != sorted(second.tensors):
+        return False
+    a, b = first.load(names), second.load(names)
+    return all(torch.equal(a[name], b[name]) for name in names)
+
+
 def test_the_script_does_it_again(live: Session, tmp_path: Path) -> None:
     before = live.quantized
     assert before is not None
-    lines = live.script().splitlines()
-    assert any(line.startswith("model = ...") for line in lines)
-    lines = [
-        "from format_models import make_linear_net; model = make_linear_net()"
-        if line.startswith("model = ...")
-        else line
-        for line in lines
-    ]
-    (tmp_path / "log.py").write_text("\n".join(lines))
-    support = str(Path(__file__).parents[1] / "support")
-    done = warm.run(["log.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": support})
-    assert done.returncode == 0, done.stderr
-    (again,) = (tmp_path / "reproduced").rglob("*_quantized")
-    first = TensorFolder(before.folder)
-    second = TensorFolder(again)
-    names = sorted(first.tensors)
-    assert names == sorted(second.tensors)
-    a, b = first.load(names), second.load(names)
-    assert all(torch.equal(a[name], b[name]) for name in names)
+    written = run_script(live.script(), tmp_path, "make_linear_net")
+    assert same_tensors(before.folder, written)
 
 
 def test_choices_are_undone_and_done_again(live: Session) -> None:
@@ -198,23 +203,10 @@ def test_choices_are_undone_and_done_again(live: Session) -> None:
     live.undo()
 
 
-class Branching(nn.Module):
-    """What a tensor holds decides the way: nothing that ``torch.export`` can capture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
-        return self.last(y.relu() if float(y.sum()) > 0 else y.abs())
-
-
 def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    torch.manual_seed(0)
-    loader = [torch.randn(16, 64) for _ in range(2)]
+    loader = [torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     session = open_session(
-        Branching(), data=loader, metric="cosine", project=tmp_path / "p", threads=1
+        make_branching_net(), data=loader, metric="cosine", project=tmp_path / "p", threads=1
     )
     try:
         assert "cannot be captured as a graph" in caplog.text
@@ -229,6 +221,10 @@ def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert session.quantized.metric_converted > 0.99
         with pytest.raises(JobFailed, match="cannot be captured"):
             session.analyse()
+        script = session.script()
+        assert "create_quant_config" not in script and "save_model" not in script
+        written = run_script(script, tmp_path, "make_branching_net")
+        assert same_tensors(session.quantized.folder, written)
     finally:
         session.dispose()
 

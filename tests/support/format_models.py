@@ -53,3 +53,24 @@ def make_linear_data(batches: int = 2) -> list[tuple[Tensor, Tensor]]:
         with torch.no_grad():
             found.append((x, net(x).argmax(1)))
     return found
+
+
+class Branching(nn.Module):
+    """What a tensor holds decides the way: nothing that ``torch.export`` can capture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y.relu() if float(y.sum()) > 0 else y.abs())
+
+
+def make_branching_net() -> nn.Module:
+    generator = torch.Generator().manual_seed(5)
+    net = Branching()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return net.eval()

@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.studio import edits
 from workbench.studio.format_choices import check_way, configs_of, default_way, dtype_note
-from workbench.studio.formats_state import FLOAT_TYPES, stored_profiles
+from workbench.studio.formats_state import FLOAT_TYPES, graph_is_missing, stored_profiles
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.module_layers import ChannelProfile
@@ -39,8 +39,7 @@ class FormatsControl:
     @property
     def without_graph(self: Formatted) -> bool:
         """The model runs, but cannot be captured: only its modules can be quantised."""
-        figures = self.project.store.get("figures") or {}
-        return not len(self.layers) and figures.get("graph") is False
+        return graph_is_missing(self.project.store, self.layers)
 
     def compare_formats(
         self: Formatted, formats: Sequence[str] | None = None, *, wait: bool = True

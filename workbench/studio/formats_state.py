@@ -28,6 +28,15 @@ FLOAT_TYPES = ("keep", "any", "bfloat16", "float16")
 """What becomes of the weights' float type: kept, kept and taken whatever it is, or cast."""
 
 
+def graph_is_missing(store: Store, layers: pd.DataFrame) -> bool:
+    """Whether the model runs, but cannot be captured: only its modules can be quantised.
+
+    ``layers``: the table of what was captured.
+    """
+    figures = store.get("figures") or {}
+    return layers.empty and figures.get("graph") is False
+
+
 @dataclass(frozen=True)
 class QuantizedLayer:
     """A line of the engine's report: what became of a layer, or why it stayed float."""

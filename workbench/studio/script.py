@@ -15,6 +15,7 @@ import pandas as pd
 from workbench.engine.files.config_rules import IFMR_ONLY
 from workbench.studio import ptq
 from workbench.studio.formats_script import formats_lines
+from workbench.studio.formats_state import graph_is_missing
 from workbench.studio.graph_names import graph_arguments
 from workbench.studio.image_settings import folder_text
 from workbench.studio.kept_weights import current
@@ -63,6 +64,20 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
     imports += [line for line in SEARCH_IMPORTS[1:] if search or training or modules or shrinking]
     source_imports, source_lines = _source(project, figures.batch_num)
     named = graph_arguments(project.store)
+    quantising = [
+        'names = ("ptq.json", "ptq.record.txt", "ptq.onnx")',
+        "config, record, graph = (str(out / name) for name in names)",
+        *_config_lines(table, figures, search),
+        *_option_lines(options),
+        *_balance_lines(table),
+        "calibration = engine.quantize_model("
+        f"config, graph, record, model, batches[0]{named}{_learning(table)}{_seed(settings.seed)})",
+        "for batch in batches:",
+        "    calibration(*batch)",
+        f"engine.save_model(graph, record, str(out / {name!r}))",
+    ]
+    if graph_is_missing(project.store, table):
+        quantising = []  # module by module only, below
     lines = [
         f'"""{_plain(settings.name)}, quantised with Compression Workbench."""',
         "",
@@ -74,16 +89,7 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
         "",
         'out = Path("reproduced")',
         "out.mkdir(exist_ok=True)",
-        'names = ("ptq.json", "ptq.record.txt", "ptq.onnx")',
-        "config, record, graph = (str(out / name) for name in names)",
-        *_config_lines(table, figures, search),
-        *_option_lines(options),
-        *_balance_lines(table),
-        "calibration = engine.quantize_model("
-        f"config, graph, record, model, batches[0]{named}{_learning(table)}{_seed(settings.seed)})",
-        "for batch in batches:",
-        "    calibration(*batch)",
-        f"engine.save_model(graph, record, str(out / {name!r}))",
+        *quantising,
         *named_variants,
         *training,
         *modules,

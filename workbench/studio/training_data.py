@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -116,7 +117,7 @@ class UserLoader:
 class Unwrapped:
     """Batches of the workbench's own data as a ``DataLoader`` would give them."""
 
-    def __init__(self, loader: Shuffled | Pictures | ZooLoader) -> None:
+    def __init__(self, loader: ShuffledRows | ZooLoader) -> None:
         self._loader = loader
         self.set_epoch = loader.set_epoch
 
@@ -135,8 +136,34 @@ def _as_given(loader: Any) -> Any:
     return loader.as_given() if isinstance(loader, FirstBatches) else Unwrapped(loader)
 
 
-class Shuffled:
-    """Samples in memory, in another order each epoch; an epoch is its number and the seed."""
+class ShuffledRows(ABC):
+    """``samples`` in another order each epoch; an epoch is its number and the seed."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int) -> None:
+        self.samples = samples
+        self.batch_size = min(batch_size, samples)
+        self._seed, self._epoch = seed, 0
+
+    @abstractmethod
+    def gather(self, rows: Tensor) -> Item:
+        """The samples with these numbers as one batch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    def __iter__(self) -> Iterator[Item]:
+        """The whole batches of the epoch."""
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        order = torch.randperm(self.samples, generator=generator)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            yield self.gather(rows)
+
+
+class Shuffled(ShuffledRows):
+    """Samples in memory."""
 
     def __init__(self, batches: Sequence[Batch], batch_size: int, seed: int) -> None:
         columns = zip(*(batch.inputs for batch in batches), strict=True)
@@ -145,49 +172,23 @@ class Shuffled:
         self._target = None
         if all(target is not None for target in targets):
             self._target = torch.cat([target for target in targets if target is not None])
-        self.samples = len(self._inputs[0])
-        self.batch_size = min(batch_size, self.samples)
-        self._seed, self._epoch = seed, 0
+        super().__init__(len(self._inputs[0]), batch_size, seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self.samples // self.batch_size
-
-    def __iter__(self) -> Iterator[Item]:
-        for rows in shuffled_rows(self.samples, self.batch_size, self._seed, self._epoch):
-            inputs = tuple(part[rows] for part in self._inputs)
-            yield inputs, None if self._target is None else self._target[rows]
+    def gather(self, rows: Tensor) -> Item:
+        inputs = tuple(part[rows] for part in self._inputs)
+        return inputs, None if self._target is None else self._target[rows]
 
 
-class Pictures:
-    """Pictures of a folder, decoded as they are needed, in another order each epoch."""
+class Pictures(ShuffledRows):
+    """Pictures of a folder, decoded as they are needed."""
 
     def __init__(self, pictures: ImageBatches, batch_size: int, seed: int) -> None:
+        super().__init__(pictures.samples, batch_size, seed)
         self._pictures = pictures
-        self.samples = pictures.samples
-        self.batch_size = min(batch_size, self.samples)
-        self._seed, self._epoch = seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self.samples // self.batch_size
-
-    def __iter__(self) -> Iterator[Item]:
-        for rows in shuffled_rows(self.samples, self.batch_size, self._seed, self._epoch):
-            batch = self._pictures.gather(rows.tolist())
-            yield batch.inputs, batch.target
-
-
-def shuffled_rows(samples: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """The rows of each whole batch of an epoch; its number and the seed decide the order."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(samples, generator=generator)
-    for start in range(0, samples - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+    def gather(self, rows: Tensor) -> Item:
+        batch = self._pictures.gather(rows.tolist())
+        return batch.inputs, batch.target
 
 
 class ZooLoader:
@@ -285,5 +286,5 @@ def _named(loader: UserLoader, name: str) -> TrainingData:
     return TrainingData(loader, name)
 
 
-def _counted(loader: Shuffled | Pictures | ZooLoader, name: str) -> TrainingData:
+def _counted(loader: ShuffledRows | ZooLoader, name: str) -> TrainingData:
     return TrainingData(loader, f"{name}, {loader.samples} samples")
