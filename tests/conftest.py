@@ -12,6 +12,8 @@ import pytest
 
 # The tests read English text, whatever the locale of the machine.
 os.environ["WORKBENCH_LANGUAGE"] = "en"
+# A worker that gives way would wait for the tests beside it.
+os.environ["WORKBENCH_WORKER_NICE"] = "0"
 
 # Folders of tests that take as long as a browser.
 LONG = ("notebooks", "repository")

@@ -118,12 +118,16 @@ def test_histograms_come_from_the_worker(
 ) -> None:
     """A worker that starts cold, as with a user; those of the other tests are forks."""
     monkeypatch.setattr(jobs, "subprocess", subprocess)
+    monkeypatch.setenv("WORKBENCH_WORKER_NICE", "3")
     session = open_worker()
     session.start("analyse")
     wait(session, done(session))
     assert session.job.state == "finished", session.job.error
     session.histogram("conv2")
     wait(session, lambda: session.histogram("conv2") is not None)
+    worker = worker_process(session.project.store)
+    assert worker is not None
+    assert os.getpriority(os.PRIO_PROCESS, worker) == 3  # the page comes first
     found = session.histogram("conv2")
     assert found is not None
     assert found.activation_counts.sum() == 2 * 8 * 6 * 8 * 8
