@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -235,7 +236,12 @@ def test_the_form_says_what_the_model_wants(files: Path) -> None:
     make_pictures(files / "birds")
     form = NewProject()
     assert "x: any×3×8×8, float32" in str(form.wants.object)
-    assert form.data.options == ["data.npz", "birds"]
+    assert form.data.options == {"data.npz": "data.npz", "birds/": "birds"}
+    assert list(form.train.options.values()) == ["", "data.npz", "birds"] and not form.train.value
+    assert not form.pictures.row.visible
+    form.train.value = "birds"  # pictures to train with, numbers to measure with
+    assert form.pictures.row.visible
+    form.train.value = ""
     assert not form.pictures.row.visible
     form.data.value = "birds"
     assert form.pictures.row.visible
@@ -261,6 +267,17 @@ def test_data_that_does_not_fit_is_refused_before_there_is_a_project(
     assert "input `x` wants 3×8×8, the data has 8×8×3: transpose?" in said
     assert not (home / "projects" / "mine").exists() and not form.upload.go
     assert not form.create.disabled
+    form.data.value, form.train.value = "data.npz", "turned.npz"
+    alone(form._create(None))
+    said = str(form.said.object)
+    assert "input `x` wants 3×8×8, the data has 8×8×3: transpose?" in said
+    assert "training data" in said
+    (files / "nothing").mkdir()
+    form.fill()
+    form.train.value = "nothing"
+    alone(form._create(None))
+    assert "nothing" in str(form.said.object) and "picture" in str(form.said.object)
+    assert not (home / "projects" / "mine").exists() and not form.upload.go
 
 
 @pytest.mark.browser
@@ -276,7 +293,9 @@ def test_from_upload_to_layers(
     page.locator(".wb-upload-said", has_text="✓ net").wait_for()
     page.get_by_text("x: any×3×8×8, float32").wait_for()
     page.get_by_label("data", exact=True).click()
-    page.get_by_role("menuitem", name="birds").click()
+    page.get_by_role("menuitem", name="birds/").click()
+    page.get_by_label("training data", exact=True).click()
+    page.get_by_role("menuitem", name="birds/").click()
     page.get_by_label("cut from the middle (0: all)", exact=True).wait_for()
     page.get_by_label("name", exact=True).fill("my net")
     page.get_by_role("button", name="Create project").click()
@@ -284,3 +303,5 @@ def test_from_upload_to_layers(
     page.locator(".tabulator-cell[tabulator-field='name']", has_text="conv1").wait_for()
     assert page.locator(".tabulator-row").count() == 3
     page.get_by_text("birds, 3 classes, 12 samples").first.wait_for()
+    with closing(Project.open(workbench_home / "projects" / "my net")) as made:
+        assert (made.settings.train.kind, made.settings.data.kind) == ("folder", "folder")

@@ -78,13 +78,17 @@ class GraphView(View):
             pn.Row(
                 *(
                     pn.Column(
-                        select, frame, sizing_mode="stretch_width", margin=0,
+                        select,
+                        frame,
+                        sizing_mode="stretch_width",
+                        margin=0,
                         styles={"min-width": "320px"},
                     )
                     for select, frame in zip((self.left, self.right), self.frames, strict=True)
                 ),
                 sizing_mode="stretch_width",
                 margin=0,
+                min_width=0,
                 styles={**BESIDE, "gap": "12px"},
             ),
             sizing_mode="stretch_width",

@@ -16,6 +16,7 @@ from workbench.app.html import ThemedHTML, escape, failure
 from workbench.app.i18n import _, error_text
 from workbench.app.picture_settings import PictureSettings
 from workbench.app.projects import project_folder
+from workbench.app.style import aligned
 from workbench.app.upload_button import UploadButton
 from workbench.app.uploads import DATA, MODELS, files_folder, offered, offered_folders
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
@@ -121,20 +122,22 @@ class NewProject:
     """Model and what it wants, data, metric, name, and the button."""
 
     def __init__(self) -> None:
-        self.model = pmui.Select(label=_("model"), options=[], size="small", width=300)
+        field: dict[str, Any] = {"size": "small", "width": 420, "margin": (0, 0, 12, 0)}
+        small: dict[str, Any] = {"size": "small", "margin": 0}
+        self.model = pmui.Select(label=_("model"), options=[], **field)
         self.wants = ThemedHTML()
-        self.data = pmui.Select(label=_("data"), options=[], size="small", width=300)
-        self.train = pmui.Select(label=_("training data"), options=[""], size="small", width=300)
+        self.data = pmui.Select(label=_("data"), options=[], **field)
+        self.train = pmui.Select(label=_("training data"), options=[""], **field)
         self.pictures = PictureSettings()
         self.metric = pmui.Select(
             label=_("metric"),
             options={_("by the data"): "", **{name: name for name in METRICS}},
             value="",
-            size="small",
             width=140,
+            **small,
         )
-        self.name = pmui.TextInput(label=_("name"), size="small", width=300)
-        self.create = pmui.Button(label=_("Create project"), size="small", variant="contained")
+        self.name = pmui.TextInput(label=_("name"), width=300, **small)
+        self.create = pmui.Button(label=_("Create project"), variant="contained", **small)
         self.upload = UploadButton(self._arrived, margin=(0, 0, 12, 0))
         self.said = ThemedHTML()
         self.create.on_click(self._create)
@@ -149,13 +152,17 @@ class NewProject:
             (self.model, offered(MODELS)),
             (self.data, [*offered(DATA), *offered_folders()]),
         ):
-            menu.options = names
+            folders = set(offered_folders())
+            menu.options = {f"{name}/" if name in folders else name: name for name in names}
             menu.visible = bool(names)
             if menu.value not in names:
                 menu.value = names[0] if names else None
-        data = {name: name for name in self.data.options}
-        self.train.options = {_("none: train with the calibration samples"): "", **data}
-        self.train.visible = bool(data)
+        self.train.options = {
+            _("none: train with the calibration samples"): "", **self.data.options
+        }  # fmt: skip
+        self.train.visible = self.data.visible
+        if self.train.value not in self.train.options.values():
+            self.train.value = ""
         about = _(
             "Exported programs (.pt2) and ONNX files; the data is an .npz whose arrays are named "
             "as the inputs, with labels if there are any, or a folder of pictures with a "
@@ -233,7 +240,7 @@ class NewProject:
             self.data,
             self.train,
             self.pictures.row,
-            pn.Row(self.name, self.metric, self.create, margin=0),
+            aligned(self.name, self.metric, self.create),
             self.said,
             margin=0,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import panel as pn
 import panel_material_ui as pmui
 
 from workbench.app.i18n import _
+from workbench.app.style import aligned
 from workbench.studio.expected import ExpectedInput
 from workbench.studio.image_settings import IMAGENET_MEAN, IMAGENET_STD, ImageSettings
 
@@ -19,7 +19,8 @@ class PictureSettings:
     """``row`` is shown for folders only; ``propose`` fills it for a model."""
 
     def __init__(self) -> None:
-        size: dict[str, Any] = {"start": 0, "end": 8192, "value": 0, "size": "small", "width": 230}
+        small: dict[str, Any] = {"size": "small", "margin": 0}
+        size: dict[str, Any] = {**small, "start": 0, "end": 8192, "value": 0, "width": 200}
         self.resize = pmui.IntInput(label=_("shorter side, pixels (0: as it is)"), **size)
         self.crop = pmui.IntInput(label=_("cut from the middle (0: all)"), **size)
         titles = (
@@ -31,10 +32,12 @@ class PictureSettings:
             label=_("normalise with"),
             options=dict(zip(titles, NORMALISATIONS, strict=True)),
             value="auto",
-            size="small",
-            width=250,
+            width=320,
+            **small,
         )
-        self.row = pn.Row(self.resize, self.crop, self.normalise, visible=False, margin=0)
+        self.row = aligned(
+            self.resize, self.crop, self.normalise, visible=False, margin=(0, 0, 12, 0)
+        )
 
     def propose(self, expected: Sequence[ExpectedInput]) -> None:
         """The size that the model's first input has, if it is a fixed square of pictures."""

@@ -8,6 +8,8 @@ import panel as pn
 
 from workbench.charts.theme import DARK, FONT, LIGHT, PAPER, Palette, palette
 
+NARROW = "@media (max-width: 860px)"
+
 CONTROL = 32
 """Pixels that every control in a row is high."""
 
@@ -55,6 +57,7 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
                 }
             },
             "MuiChip": {"styleOverrides": {"root": {"height": 22, "fontSize": 12}}},
+            "MuiDialogTitle": {"styleOverrides": {"root": {"padding": "14px 16px 8px"}}},
             "MuiInputLabel": {
                 "styleOverrides": {
                     "sizeSmall": {
@@ -77,7 +80,9 @@ def aligned(*controls: Any, css: str = "", **layout: Any) -> Any:
     """A row of controls on one line of sight, which wraps in a narrow window."""
     styles = {**_ALIGNED, **layout.pop("styles", {})}
     sheets = [_CENTRED, css] if css else [_CENTRED]
-    return pn.Row(*controls, styles=styles, stylesheets=sheets, **{"margin": 0, **layout})
+    # Panel would keep room for all of them beside each other, however narrow the window.
+    layout = {"margin": 0, "min_width": 0, **layout}
+    return pn.Row(*controls, styles=styles, stylesheets=sheets, **layout)
 
 
 BESIDE = {"flex-wrap": "wrap"}
@@ -98,8 +103,10 @@ def page_sx(dark: bool) -> dict[str, Any]:
             "borderBottom": f"1px solid {colours.grid}",
         },
         "& .MuiToolbar-root": {"minHeight": "54px !important", "paddingRight": "12px !important"},
-        # In a narrow window the figures scroll; the buttons beside them stay in reach.
+        # Figures that find no room scroll; the buttons beside them stay in reach.
         "& .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},
+        # They have a line of their own there (topbar.py); what lies below makes room for it.
+        NARROW: {"& .MuiToolbar-root": {"minHeight": "98px !important"}},
     }
 
 

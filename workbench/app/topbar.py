@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, language, said
 from workbench.app.language import LanguageSwitch
-from workbench.app.style import aligned
+from workbench.app.style import NARROW, aligned
 from workbench.app.view import View
 from workbench.app.window import WindowState
 from workbench.charts import formats
@@ -19,12 +19,13 @@ from workbench.studio.state import Summary
 
 ARROW = "→"
 # In a narrow window the figures have a line of their own.
-_NARROW = """
-:host { --wb-wrap: nowrap; }
-@media (max-width: 860px) {
-  :host { --wb-wrap: wrap; }
-  :host > .wb-numbers { order: 1; flex: 1 0 100% !important; padding: 2px 0 6px; }
-}
+_WRAP = f"""
+:host {{ --wb-wrap: nowrap; }}
+{NARROW} {{
+  :host {{ --wb-wrap: wrap; }}
+  :host > .wb-title {{ flex-basis: 110px !important; }}
+  :host > .wb-numbers {{ order: 1; flex: 1 0 100% !important; }}
+}}
 """
 
 
@@ -92,6 +93,7 @@ class TopBar(View):
     ) -> None:
         super().__init__(session, window)
         self.title = ThemedHTML(
+            css_classes=["wb-title"],
             sizing_mode=None,
             styles={"flex": "1 1 230px", "min-width": "110px", "max-width": "420px"},
         )
@@ -99,8 +101,10 @@ class TopBar(View):
             css_classes=["wb-numbers"],
             sizing_mode=None,
             styles={
-                "flex": "0 1 auto", "margin-right": "auto",
-                "min-width": "0", "overflow": "auto hidden",
+                "flex": "0 1 auto",
+                "margin-right": "auto",
+                "min-width": "0",
+                "overflow": "auto hidden",
             },
         )
         self.open = self._icon("folder_open", _("Open a project"), lambda: on_open())
@@ -167,5 +171,5 @@ class TopBar(View):
             sizing_mode="stretch_width",
             align="center",
             styles={"gap": "0", "flex-wrap": "var(--wb-wrap)"},
-            css=_NARROW,
+            css=_WRAP,
         )

@@ -333,6 +333,17 @@ def kill_worker(pid: int, created: float) -> None:
         pass
 
 
+def end_worker(folder: Path, store: Store) -> None:
+    """End the project's worker process, whatever it does; for a project that is to be deleted."""
+    row = store.connection.execute("SELECT pid, pid_created FROM worker").fetchone()
+    if row is not None:
+        kill_worker(int(row[0]), float(row[1]))
+    with _children_lock:
+        child = _children.pop(folder, None)
+    if child is not None:
+        _reap(child)
+
+
 def _log_tail(folder: Path) -> str:
     try:
         return (folder / WORKER_LOG).read_text(errors="replace")[-4000:]

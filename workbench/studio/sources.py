@@ -235,9 +235,18 @@ def input_names(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in kinds]
 
 
-def try_one_batch(loaded: LoadedSource, expected: Sequence[ExpectedInput] = ()) -> None:
-    """Run one batch, so that data that does not fit is said in words before any long work."""
-    inputs = loaded.example
+def try_one_batch(
+    loaded: LoadedSource,
+    expected: Sequence[ExpectedInput] = (),
+    *,
+    batch: tuple[Tensor, ...] | None = None,
+    where: str = "data",
+) -> None:
+    """Run one batch, so that data that does not fit is said in words before any long work.
+
+    ``batch``: another one than the first that calibrates, of the data that ``where`` names.
+    """
+    inputs = loaded.example if batch is None else batch
     with torch.no_grad():
         try:
             output = copy_model(loaded.model)(*inputs)
@@ -250,7 +259,7 @@ def try_one_batch(loaded: LoadedSource, expected: Sequence[ExpectedInput] = ()) 
             why = mismatch(expected, inputs)
             raise WrongValue(
                 f"{why}; {failed}" if why else failed,
-                where="data",
+                where=where,
                 hint="Change the data so that it fits."
                 if why
                 else "Compare the data's shape and type with what the model expects.",

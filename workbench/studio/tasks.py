@@ -31,6 +31,7 @@ from workbench.studio.reporter import Reporter
 from workbench.studio.sources import LoadedSource
 from workbench.studio.store import Store
 from workbench.studio.table import SETTINGS
+from workbench.studio.training_data import try_training_files
 from workbench.studio.workspace import Configuration, Workspace
 
 
@@ -66,9 +67,10 @@ WITHOUT_GRAPH = (
 
 
 def open_model(run: Run) -> None:
-    """Load the model and its data, capture the graph, list the layers."""
+    """Load the model and its data, capture the graph, list the layers, try what it trains with."""
     run.report.stages(2)
     ensure_open(run.workspace, run.report)
+    try_training_files(run.workspace.project, run.source)
 
 
 def ensure_open(workspace: Workspace, report: Reporter) -> None:

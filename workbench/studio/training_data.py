@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from workbench.studio.code import load_object
 from workbench.studio.image_folder import ImageBatches, ImageFolder, list_pictures
 from workbench.studio.metrics import Batch
 from workbench.studio.project import DataSpec, Project
+
+if TYPE_CHECKING:
+    from workbench.studio.sources import LoadedSource
 
 Item = tuple[tuple[Tensor, ...], Tensor | None]
 
@@ -258,6 +261,20 @@ def training_data(
         f"No training data was given: the training learns from the {loader.samples} calibration "
         "samples. wb.open(…, train=loader) gives it more.",
     )
+
+
+def try_training_files(project: Project, source: LoadedSource) -> None:
+    """Run one batch of the files that a project trains with, where it names any.
+
+    Errors: as those of the files, and ``WrongValue`` for what the model cannot be run on.
+    """
+    from workbench.studio.sources import expected_inputs, try_one_batch
+
+    if project.settings.train.kind not in ("npz", "folder"):
+        return
+    model = source.model
+    inputs, _target = training_data(project, model, (), live=None, batch_size=2).first()
+    try_one_batch(source, expected_inputs(project, model), batch=inputs, where="training data")
 
 
 def _pictures_of(project: Project, model: nn.Module, batch_size: int) -> ImageBatches:

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+from workbench.studio.jobs import end_worker
 from workbench.studio.opening import open_session
 from workbench.studio.state import ErrorText
 
@@ -23,10 +24,12 @@ def try_project(folder: Path) -> ErrorText | None:
             time.sleep(LOOK_SECONDS)
             session.poll()
         job = session.job
+        if job is not None and job.state != "finished":
+            # Else the next project of this name would be taken for this worker's.
+            end_worker(folder, session.project.store)
     finally:
         session.dispose()
     if job is None or job.state == "finished":
         return None
-    # The worker ends by itself when its project is gone.
     shutil.rmtree(folder, ignore_errors=True)
     return job.error or ErrorText("opening the project was cancelled", "Create it again.")
