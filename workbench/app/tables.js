@@ -2,6 +2,7 @@
 // of them again, which takes half of a toggle's time and the focus from the cell that had it.
 // What changes while a table is being built, which Panel leaves out, is shown when it is built.
 (() => {
+  const PAUSE_MS = 50;
   const { prototype } = Bokeh.Models.get("panel.models.tabulator.DataTabulator");
   const view = prototype.default_view.prototype;
   const { setData, tableBuilt, updateOrAddData: buildAnew } = view;
@@ -22,6 +23,24 @@
     tableBuilt.call(this);
     if (this.hasNewData) {
       this.setData().then(() => this.postUpdate());
+    }
+  };
+
+  // Panel asks without a pause whether all style sheets have come, and believes that those have not
+  // whose load event was over when it began to listen: a page that was open used a whole core.
+  view._flush_resize_when_root_ready = async function resizeWhenReady() {
+    while (this._resize_pending) {
+      await this.root.ready;
+      const styled = this._applied_stylesheets.every(
+        ({ el }) => !(el instanceof HTMLLinkElement) || el.sheet !== null);
+      const busy = this._is_scrolling || this._initializing || this.container === null ||
+        this.is_drawing || this._has_active_editor();
+      if (this._resize_pending && styled && !busy) {
+        this._resize_pending = false;
+        this._resize_redraw();
+      } else {
+        await new Promise((wake) => { setTimeout(wake, PAUSE_MS); });
+      }
     }
   };
 
