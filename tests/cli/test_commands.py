@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 from studio_models import make_data
@@ -180,3 +181,28 @@ def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["auto-calibrate", "p", "--strategy", "Guess"])
     assert left.value.code == 2 and "Recover" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as left:
+        main(["analyse", "p", "--date", "x.npz"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "--date x.npz" in said and "--train-data" in said
+
+
+def test_a_folder_and_other_data_for_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "own"
+    model = ("studio_models:make_net", "--metric", "cosine", "--project", folder)
+    assert run("calibrate", *model, "--data", "studio_models:make_data") == 0
+    batches = make_data()
+    np.savez(tmp_path / "data.npz", x=batches[0][0].numpy())
+    assert run("calibrate", folder, "--data", tmp_path / "mistyped.npz") == 2
+    assert "mistyped.npz: there is no such file" in capsys.readouterr().err
+    assert run("calibrate", folder) == 0  # the good data is still there
+    training = ("--train-data", tmp_path / "data.npz")
+    assert run("calibrate", folder, "--data", tmp_path / "data.npz", *training) == 0
+    opened = Project.open(folder)
+    assert opened.settings.data.name == opened.settings.train.name == str(tmp_path / "data.npz")
+    assert opened.settings.metric == "cosine"  # what is not given stays
+    opened.close()
+    assert run("calibrate", "another", *model, "--data", "studio_models:make_data") == 2
+    assert "--project is one folder for 2 models" in capsys.readouterr().err

@@ -79,6 +79,13 @@ def test_stored_batches_come_back(tmp_path: Path) -> None:
     assert len(again.evaluation[1].inputs) == 1
 
 
+def test_stored_bfloat16_batches_come_back_as_float32(tmp_path: Path) -> None:
+    x = torch.tensor([[0.1, -3.0]], dtype=torch.bfloat16)
+    write_stored(tmp_path / "data.npz", DataSet([(x,)], [Batch((x,), x)], "numbers"))
+    again = read_stored(tmp_path / "data.npz")
+    assert torch.equal(again.calibration[0][0], x.float())
+
+
 def test_npz_by_input_name(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     x = np.arange(30, dtype=np.float32).reshape(10, 3)
@@ -90,6 +97,9 @@ def test_npz_by_input_name(tmp_path: Path) -> None:
     np.savez(path, a=x, b=x)
     with pytest.raises(WrongValue, match="the model wants image"):
         read_npz(path, ["image"], DataSpec())
+    with pytest.raises(WrongValue, match="has a, b, and no mask, which .* before b"):
+        read_npz(path, ["a", "mask", "b"], DataSpec())
+    assert len(read_npz(path, ["a", "b", "mask"], DataSpec()).calibration[0]) == 2
     np.savez(path, x=x, labels=np.arange(9))
     with pytest.raises(WrongValue, match="lengths"):
         read_npz(path, ["x"], DataSpec())

@@ -20,7 +20,8 @@ from workbench.studio.errors import JobFailed
 def files(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, Path]:
     batches = make_data()
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    np.savez(tmp_path / "data.npz", x=x.numpy(), labels=y.numpy())
+    # The script, too, takes what the model wants out of whatever else is there.
+    np.savez(tmp_path / "data.npz", ids=np.arange(len(x)), x=x.numpy(), labels=y.numpy())
     dynamic = ({0: torch.export.Dim("batch")},)
     path = tmp_path / f"net.{request.param}"
     if request.param == "pt2":

@@ -25,6 +25,9 @@ DONE, FAILED, WRONG, MISSED, BUSY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 def run_all(given: argparse.Namespace) -> int:
     """One project after the other; the exit code of the first that did not end well."""
+    if given.folder is not None and len(given.project) > 1:
+        message = f"--project is one folder for {len(given.project)} models. Give one at a time."
+        return _say(given, " ".join(given.project), message, WRONG)
     worst = DONE
     for project in given.project:
         code = _run(project, given)
@@ -41,7 +44,9 @@ def _run(source: str, given: argparse.Namespace) -> int:
     command = COMMANDS[given.command]
     session: Session | None = None
     try:
-        session = open_session(source, _data(given), given.metric)
+        session = open_session(
+            source, _data(given), given.metric, given.folder, train=given.train_data
+        )
         with Terminal(session, given.command, silent=given.json):
             command.act(session, given)
         found = {"project": str(session.project.folder), "command": given.command}

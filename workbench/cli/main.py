@@ -39,13 +39,21 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "project",
             nargs="+",
-            help="project folder, or the name of an example (its project is runs/NAME)",
+            help="project folder, or the name of an example, a .pt2 or .onnx file, a folder of "
+            "transformers, package.module:factory (their project is runs/NAME)",
+        )
+        one.add_argument(
+            "--project",
+            dest="folder",
+            metavar="FOLDER",
+            help="keep all in this folder instead of runs/NAME",
         )
         one.add_argument(
             "--data",
-            help="an .npz file, or a folder of pictures with a sub-folder for each class, for a "
-            "project that is new",
+            help="an .npz file, or a folder of pictures with a sub-folder for each class; a "
+            "project keeps it",
         )
+        one.add_argument("--train-data", metavar="DATA", help="data to train with, as --data")
         _add_pictures(one)
         one.add_argument("--metric", help="top1, top5, psnr, cosine or package.module:function")
         one.add_argument(
@@ -54,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         _allow_code(one)
         for option in command.options:
             option.add_to(one)
+    for one in commands.choices.values():
+        one.set_defaults(parser=one)
     return top
 
 
@@ -100,7 +110,9 @@ def _allow_code(one: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Source: chapter 70 section 6."""
-    given = parser().parse_args(arguments)
+    given, unknown = parser().parse_known_args(arguments)
+    if unknown:  # said with the options of this command, not with the list of commands
+        given.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if given.allow_code:
         os.environ["WORKBENCH_ALLOW_CODE"] = "1"
     if given.command != "serve":

@@ -209,6 +209,14 @@ def read_npz(path: Path, names: Sequence[str], spec: DataSpec) -> DataSet:
             where=str(path),
             hint="Name the arrays as the model's inputs; labels go into one named labels.",
         )
+    if missing := [n for n in names[: len(wanted)] if n not in wanted and wanted[0] in names]:
+        # The batches are positional: what comes after a gap would take the gap's place.
+        raise WrongValue(
+            f"the file has {', '.join(wanted)}, and no {', '.join(missing)}, which the model takes "
+            f"before {wanted[-1]}",
+            where=str(path),
+            hint="Add it to the file.",
+        )
     columns = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in wanted]
     lengths = {len(c) if c.dim() else 0 for c in columns}
     if labels is not None:
@@ -235,14 +243,20 @@ def write_stored(path: Path, data: DataSet) -> None:
     arrays: dict[str, Any] = {}
     for i, batch in enumerate(data.calibration):
         for j, x in enumerate(batch):
-            arrays[f"calibration_{i}_{j}"] = x.cpu().numpy()
+            arrays[f"calibration_{i}_{j}"] = _array(x)
     for i, item in enumerate(data.evaluation):
         for j, x in enumerate(item.inputs):
-            arrays[f"evaluation_{i}_{j}"] = x.cpu().numpy()
+            arrays[f"evaluation_{i}_{j}"] = _array(x)
         if item.target is not None:
-            arrays[f"target_{i}"] = item.target.cpu().numpy()
+            arrays[f"target_{i}"] = _array(item.target)
     with replace_on_success(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)
+
+
+def _array(value: Tensor) -> Any:
+    """NumPy has no bfloat16: as float32, which holds every value of it."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
 
 
 def read_stored(path: Path) -> DataSet:

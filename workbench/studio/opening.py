@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def open_session(
     learns from the calibration data.
     ``metric``: ``top1``, ``top5``, ``psnr``, ``cosine``, ``package.module:function``, or a function
     ``metric(model, batches) -> float`` where higher is better. ``project``: the folder to keep all
-    in (default ``runs/<name>``); one that exists is continued.
+    in (default ``runs/<name>``); one that exists is continued. A project folder as ``source`` takes
+    other data, training data or metric by name or path, and keeps what it has where none is given.
 
     ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
     session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
@@ -78,6 +80,13 @@ def open_session(
         if project is not None and Path(project).resolve() != Path(source).resolve():
             raise WrongValue("source is a project already", where="project", hint="Leave it out.")
         opened = Project.open(source)
+        try:
+            _take_over(
+                opened, data, metric, train, batch_size=batch_size, batches=calibration_batches
+            )
+        except BaseException:
+            opened.close()
+            raise
     else:
         settings, live = _settings(
             source, data, metric, calibration_batches, batch_size, threads, seed, train
@@ -132,18 +141,7 @@ def _settings(
             title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed,
             train=train_spec,
         )  # fmt: skip
-        if train_spec.kind == "live":
-            raise WrongType(
-                "a loader as training data needs a model object as source",
-                where="train",
-                hint="Name it as package.module:loader, or pass the model itself.",
-            )
-        if function is not None:
-            raise WrongType(
-                "a function as metric needs a model object as source",
-                where="metric",
-                hint="Name it as package.module:function, or pass the model itself.",
-            )
+        _check_named(train_spec, function)
         return settings, None
     from torch import nn
 
@@ -170,6 +168,22 @@ def _settings(
         train=_train_spec(train, data_spec),
     )  # fmt: skip
     return settings, LiveSource(source, dataset, function, _live_train(train))
+
+
+def _check_named(train: TrainSpec, function: Any) -> None:
+    """A model that is opened by name has nothing that lives in this process only."""
+    if train.kind == "live":
+        raise WrongType(
+            "a loader as training data needs a model object as source",
+            where="train",
+            hint="Name it as package.module:loader, or pass the model itself.",
+        )
+    if function is not None:
+        raise WrongType(
+            "a function as metric needs a model object as source",
+            where="metric",
+            hint="Name it as package.module:function, or pass the model itself.",
+        )
 
 
 def _source_kind(text: str) -> str:
@@ -220,7 +234,7 @@ def _data_spec(data: Any, spec: DataSpec, kind: str, name: str) -> DataSpec:
         if Path(text).expanduser().is_dir():
             return _data_spec(ImageFolder(text), spec, kind, name)
         if text.lower().endswith(".npz"):
-            path = str(Path(text).expanduser().absolute())
+            path = _existing(text, "data")
             return DataSpec("npz", path, spec.batch_size, spec.calibration_batches)
         if re.fullmatch(r"[\w.]+:[\w.]+", text):
             return DataSpec("python", text, spec.batch_size, spec.calibration_batches)
@@ -248,7 +262,7 @@ def _train_spec(train: Any, data: DataSpec) -> TrainSpec:
         return TrainSpec("live", safe_name(type(train).__name__))
     text = os.fspath(train)
     if text.lower().endswith(".npz"):
-        return TrainSpec("npz", str(Path(text).expanduser().absolute()))
+        return TrainSpec("npz", _existing(text, "train"))
     if re.fullmatch(r"[\w.]+:[\w.]+", text):
         return TrainSpec("python", text)
     if Path(text).expanduser().is_dir():
@@ -259,6 +273,14 @@ def _train_spec(train: Any, data: DataSpec) -> TrainSpec:
         hint="Allowed: a loader, an .npz file, a folder of pictures, or package.module:loader "
         "where code is allowed.",
     )
+
+
+def _existing(text: str, where: str) -> str:
+    """The absolute path of a file: a name mistyped must not take a good one's place."""
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise MissingFile(f"{path}: there is no such file", where=where, hint="Check the path.")
+    return str(path)
 
 
 def _live_train(train: Any) -> Any:
@@ -294,8 +316,42 @@ def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
         raise WrongValue(
             f"the folder holds a project of {old.source.kind} {old.source.name!r}",
             where=str(path),
-            hint="Choose another folder with project=...",
+            hint="Choose another folder: project=..., on the command line --project FOLDER.",
         )
+    _update(opened, settings)
+    return opened
+
+
+def _take_over(
+    opened: Project, data: Any, metric: Any, train: Any, *, batch_size: int | None,
+    batches: int | None,
+) -> None:  # fmt: skip
+    """Other data, training data or metric for a project that was named by its folder."""
+    old = opened.settings
+    if data is None and metric is None and train is None:
+        return
+    if old.source.base.kind == "live":
+        raise WrongValue(
+            "the project was made from a model object, which has to be given with other data",
+            where="source",
+            hint="Open it with wb.open(model, data=..., project=folder).",
+        )
+    name, function = _metric_name(metric)
+    wanted = old.data
+    if data is not None:
+        spec = DataSpec(
+            batch_size=batch_size or old.data.batch_size,
+            calibration_batches=batches or old.data.calibration_batches,
+        )
+        wanted = _data_spec(data, spec, old.source.kind, old.source.name)
+    training = _train_spec(train, wanted)
+    _check_named(training, function)
+    _update(opened, replace(old, data=wanted, metric=name, train=training))
+
+
+def _update(opened: Project, settings: ProjectSettings) -> None:
+    """What is given anew replaces what the project was made with."""
+    old = opened.settings
     changes: dict[str, Any] = {}
     if old.data != settings.data:
         changes["data"] = settings.data
@@ -307,7 +363,6 @@ def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
         opened.update_settings(**changes)
         if "metric" in changes:
             opened.store.forget_results()
-    return opened
 
 
 def _keep_live(project: Project, live: LiveSource) -> None:

@@ -156,10 +156,12 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         ]
     elif data.kind == "npz":
         imports.insert(0, "import numpy as np")
+        imports.append("from workbench.studio.sources import input_names")
         path = str(project.folder / Path(data.name).expanduser())
         lines += [
             f"arrays = np.load({path!r})",
-            'names = [n for n in arrays.files if n != "labels"]',
+            "names = [n for n in input_names(model) if n in arrays]",
+            'names = names or [n for n in arrays if n != "labels"]',
             f"splits = [torch.from_numpy(arrays[n]).split({data.batch_size}) for n in names]",
             f"batches = list(zip(*splits))[:{batch_num}]",
         ]
