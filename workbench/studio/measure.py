@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.events import CancelToken
+from workbench.engine.export.segments import array_of
 from workbench.engine.export.timing import time_in_turn
 
 
@@ -32,7 +33,7 @@ class OrtModel:
 
     def feed(self, inputs: Sequence[Tensor]) -> dict[str, Any]:
         return {
-            meta.name: _fixed(np.ascontiguousarray(x.detach().cpu().numpy()), meta.shape)
+            meta.name: _fixed(array_of(x, meta.type), meta.shape)
             for meta, x in zip(self._inputs, inputs, strict=False)
         }
 

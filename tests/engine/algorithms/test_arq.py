@@ -37,6 +37,10 @@ def test_per_tensor_table() -> None:
 
 def test_zero_channels_inf_and_nan() -> None:
     assert arq_scale(torch.zeros(2, 3), 8, 0).tolist() == [1.0, 1.0]
+    silent = torch.tensor([[127.0], [0.0], [12.7]])  # its bias is rounded no worse than the others'
+    assert arq_scale(silent, 8, 0)[:2].tolist() == [1.0, 1.0]
+    assert arq_scale(silent / 127, 8, 0)[1] == arq_scale(silent / 127, 8, 0)[0] < 0.01
+    assert arq_scale(silent / 127, 8, 0, compat=True)[1] == 1.0
     for bad in (float("inf"), float("nan")):
         with pytest.raises(RuntimeError):
             arq_scale(torch.tensor([[1.0, bad]]), 8, 0)

@@ -164,6 +164,40 @@ def test_three_files_run_and_stay_close_to_the_float_model(net, batches, files):
         ort.InferenceSession(f"{files[3]}_deploy_model.onnx", providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_another_float_type_takes_its_own_batches(net, batches, files, dtype):
+    """They are cast as the engine's copy is; the files take float32 (D23)."""
+    net, batches = net.to(dtype), [batch.to(dtype) for batch in batches]
+    calibration = calibrated(net, batches, files).calibration
+    save_model(files[1], files[2], files[3])
+    module = to_fake_quant(
+        calibration.folded, calibration.finalize(), weights=calibration.fake_weights
+    )
+    assert all(line.ok for line in verify_export(module, files[3], [(batches[0],)]))
+    with torch.no_grad():
+        wanted = net(batches[0]).float()
+        assert torch.allclose(module(batches[0]), wanted, atol=0.05 * float(wanted.abs().max()))
+
+
+def test_a_channel_that_training_switched_off_can_be_saved(net, batches, files):
+    """Its weight has a scale of its own size, at which the bias that is left has no int32 code."""
+    with torch.no_grad():
+        net.bn.weight[2], net.bn.bias[2] = 1e-12, 0.3
+        net.bn.weight[3], net.bn.bias[3] = 0.0, 0.3
+    model = calibrated(net, batches, files)
+    save_model(files[1], files[2], files[3])
+    record = read_record(files[2]).layers["stem"]
+    assert 0.3 / (record.scale_d * record.scale_w[2]) <= 2**30 * (1 + 1e-6)
+    calibration = model.calibration
+    module = to_fake_quant(
+        calibration.folded, calibration.finalize(), weights=calibration.fake_weights
+    )
+    assert all(line.ok for line in verify_export(module, files[3], [(batches[0],)]))
+    with torch.no_grad():
+        off = (module.stem(batches[0]) - calibration.folded.stem(batches[0]))[:, 2:4]
+    assert off.abs().max() < 1e-3  # a scale of 1 for the channel of zeros gave half a step, 0.01
+
+
 def test_users_model_is_untouched(net, batches, files):
     net.train()
     before, modes = digest(net), [m.training for m in net.modules()]

@@ -40,7 +40,11 @@ def arq_scale(
         raise WrongState("a weight holds inf or NaN", hint="Check the model's checkpoint.")
     positive = 2 ** (bits - 1) - 1
     levels = torch.where(high.abs() < low.abs(), positive + 1, positive)
-    return guard_scale(torch.maximum(high.abs(), low.abs()) / levels, compat=compat)
+    scale = torch.maximum(high.abs(), low.abs()) / levels
+    if not compat:
+        # Any scale would do for the weights of a channel that is zero; its bias is rounded with it.
+        scale = torch.where(scale == 0, scale.max(), scale)
+    return guard_scale(scale, compat=compat)
 
 
 def to_channel_first(weight: Tensor, transposed: bool, groups: int) -> Tensor:

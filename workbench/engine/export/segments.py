@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
+from torch import Tensor
 
 from workbench.engine.errors import WrongState
+from workbench.engine.graph.copying import CAST_DTYPES
 
 _NEWEST_IR = 10
 
@@ -35,6 +38,17 @@ def session(
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["ConvMulFusion"],
     )
+
+
+def array_of(tensor: Tensor, wanted: str) -> NDArray[Any]:
+    """A tensor as the input of a file, whose type ONNX Runtime calls ``wanted``.
+
+    The file of a float64 or bfloat16 model takes float32, as the engine's copy of it does.
+    """
+    value = tensor.detach().cpu()
+    if value.dtype in CAST_DTYPES and wanted == "tensor(float)":
+        value = value.float()
+    return np.ascontiguousarray(value.numpy())
 
 
 class Segment:

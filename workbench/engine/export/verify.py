@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from workbench.engine.errors import MissingFile, WrongState, WrongValue
 from workbench.engine.events import CancelToken, Notice, OnEvent, Progress, check, emit
 from workbench.engine.export.save import output_paths
-from workbench.engine.export.segments import session
+from workbench.engine.export.segments import array_of, session
 from workbench.engine.export.simulate import DeploySimulator, SimulatedLayer
 from workbench.engine.export.torch_module import FakeQuantLayer
 from workbench.engine.export.torch_rnn import FakeQuantRecurrent
@@ -129,19 +129,23 @@ class _Forms:
     names: tuple[str, ...] = ()
     _session: Any = field(default=None)
 
-    def run(self, batch: tuple[Any, ...]) -> dict[str, list[Array]]:
-        feed = _feed(batch, self.simulator.input_names)
+    @property
+    def session(self) -> Any:
         if self._session is None:
             self._session = session(self.fake_quant)
+        return self._session
+
+    def run(self, batch: tuple[Any, ...]) -> dict[str, list[Array]]:
+        feed = _feed(batch, self.session.get_inputs())
         integer = self.simulator.run(feed)
         return {
             TORCH: _torch_outputs(self.module, batch),
-            ONNX: list(self._session.run(list(self.simulator.output_names), feed)),
+            ONNX: list(self.session.run(list(self.simulator.output_names), feed)),
             DEPLOY: [integer[name] for name in self.simulator.output_names],
         }
 
     def layer_outputs(self, batch: tuple[Any, ...]) -> dict[str, Mapping[str, Array]]:
-        feed = _feed(batch, self.simulator.input_names)
+        feed = _feed(batch, self.session.get_inputs())
         layers = self.simulator.layers
         with _recorded(self.module) as seen:
             _torch_outputs(self.module, batch)
@@ -236,15 +240,16 @@ def _first_difference(
     return None
 
 
-def _feed(batch: tuple[Any, ...], names: Sequence[str]) -> dict[str, Array]:
+def _feed(batch: tuple[Any, ...], inputs: Sequence[Any]) -> dict[str, Array]:
     """ONNX inputs of one batch: tensors of the positional arguments, then of the keywords."""
     tensors = list(_tensors(batch))
-    if len(tensors) != len(names):
+    if len(tensors) != len(inputs):
+        names = ", ".join(meta.name for meta in inputs)
         raise WrongValue(
-            f"a batch holds {len(tensors)} tensors; the file has the inputs {', '.join(names)}",
+            f"a batch holds {len(tensors)} tensors; the file has the inputs {names}",
             where="inputs",
         )
-    return {n: t.detach().cpu().numpy() for n, t in zip(names, tensors, strict=True)}
+    return {m.name: array_of(t, m.type) for m, t in zip(inputs, tensors, strict=True)}
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -28,7 +28,7 @@ from workbench.engine.flows.ranges import RangeRecorder, TapWatch
 from workbench.engine.flows.rnn import HiddenStates
 from workbench.engine.flows.rounding import tune_rounding
 from workbench.engine.flows.sequential import InSequence, MeetLayer
-from workbench.engine.flows.weights import calibrate_weights
+from workbench.engine.flows.weights import calibrate_weights, with_room_for_bias
 from workbench.engine.graph.capture import Captured, copy_model
 from workbench.engine.graph.rnn import set_joined_weight
 from workbench.engine.graph.sources import input_names, input_shapes
@@ -319,9 +319,23 @@ class Calibration:
                 offset_d=found.offset,
                 act_type=f"INT{self._observers.bits(name)}",
             )
+            if not self.compat and name in self.fake_weights:
+                layers[name] = self._make_room(name, layers[name])
         self._record = Record(layers=layers)
         if self._on_finished is not None:
             self._on_finished(self._record)
+
+    def _make_room(self, name: str, record: LayerRecord) -> LayerRecord:
+        record, fake = with_room_for_bias(
+            self.folded.get_submodule(name),
+            self.captured.layers[name],
+            record,
+            self.fake_weights[name],
+        )
+        self.fake_weights[name] = fake
+        if name in self.tuned_weights:
+            self.tuned_weights[name] = fake
+        return record
 
     def finalize(self, *, allow_fewer: bool = False) -> Record:
         """The finished record.

@@ -26,6 +26,9 @@ from workbench.engine.flows.rnn import recurrent_weights
 from workbench.engine.graph.layers import LayerInfo
 from workbench.engine.graph.rnn import RNN_TYPES
 
+BIAS_CODE_LIMIT = 2**30
+"""Largest bias code that is sought: what the products add to it fits in int32, too."""
+
 
 @dataclass(frozen=True)
 class WeightResult:
@@ -87,6 +90,32 @@ def calibrate_weights(
         mode = config.fakequant_precision_mode
         records = {n: replace(r, fakequant_precision_mode=mode) for n, r in records.items()}
     return WeightResult(records, weights)
+
+
+def with_room_for_bias(
+    layer: nn.Module, info: LayerInfo, record: LayerRecord, fake: Tensor
+) -> tuple[LayerRecord, Tensor]:
+    """``record``, and ``fake`` rounded anew, with every channel's bias code within int32.
+
+    A channel that training has all but switched off (a batch norm with a gamma near 0) has weights
+    so small that its bias does not fit at their scale. There the bias is all that is left of the
+    channel: a coarser scale costs nothing, an error at export the whole layer. ``record`` holds
+    ``scale_d``. Records with one scale are left alone, as it is the other channels', too.
+    """
+    bias = getattr(layer, "bias", None)
+    if len(record.scale_w) < 2 or not isinstance(bias, Tensor) or record.scale_d is None:
+        return record, fake
+    scale = torch.tensor(record.scale_w, device=fake.device)
+    needed = bias.detach().double().abs() / (record.scale_d * BIAS_CODE_LIMIT)
+    needed = needed.to(scale)
+    if not bool((scale < needed).any()):
+        return record, fake
+    scale = torch.maximum(scale, needed)
+    transposed = info.type.startswith("ConvTranspose")
+    rows = to_channel_first(fake, transposed, info.groups)
+    rows = fake_quantize_weight(rows, scale, record.wts_bits, 0)
+    rounded = from_channel_first(rows, transposed, info.groups).to(fake.dtype).contiguous()
+    return replace(record, scale_w=tuple(scale.tolist())), rounded
 
 
 def balanced_weight(weight: Tensor, info: LayerInfo, factors: tuple[float, ...]) -> Tensor:

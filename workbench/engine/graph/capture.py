@@ -19,7 +19,12 @@ from workbench.engine.events import Notice, OnEvent, Progress, emit
 from workbench.engine.graph.batch_axes import batch_layouts, repeat_to_two
 from workbench.engine.graph.copying import cast_to_float32, copy_model
 from workbench.engine.graph.eligibility import check_weights, family, find_layers
-from workbench.engine.graph.inputs import inputs_to_float32, own_tensors, split_inputs
+from workbench.engine.graph.inputs import (
+    inputs_to_float32,
+    own_tensors,
+    split_inputs,
+    to_float32_hook,
+)
 from workbench.engine.graph.layers import LAYER_TYPES, LayerInfo
 from workbench.engine.graph.program import (
     LAYER_MARK,
@@ -86,6 +91,7 @@ def capture(
     cast = cast_to_float32(copied)
     if cast:
         args, kwargs = inputs_to_float32(args, kwargs)
+        copied.register_forward_pre_hook(to_float32_hook, with_kwargs=True)
         more = f" and {len(cast) - 1} more" if len(cast) > 1 else ""
         notices.append(f"{cast[0]}{more} converted to float32 on the engine's copy.")
     check_weights(copied)

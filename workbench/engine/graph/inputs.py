@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from workbench.engine.errors import WrongState, WrongType
@@ -75,3 +75,10 @@ def inputs_to_float32(
     )
     result: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(cast, (args, kwargs))
     return result
+
+
+def to_float32_hook(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward pre-hook: a copy that was cast to float32 still takes its model's own batches."""
+    return inputs_to_float32(args, kwargs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from workbench.engine.errors import WrongState, WrongValue
-from workbench.engine.export.segments import session
+from workbench.engine.export.segments import array_of, session
 from workbench.engine.export.verify import ALLOWED_SNR_DB
 
 AGREEMENT = 1e-4
@@ -27,7 +27,7 @@ class OnnxModule(nn.Module):
     def __init__(self, data: bytes, spec: Any) -> None:
         super().__init__()
         self._session = session(data, threads=torch.get_num_threads())
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self._inputs = self._session.get_inputs()
         self._spec = spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -35,12 +35,12 @@ class OnnxModule(nn.Module):
         if len(tensors) != len(self._inputs):
             raise WrongValue(
                 f"the model was called with {len(tensors)} tensors; the exported file has the "
-                f"inputs {', '.join(self._inputs)}",
+                f"inputs {', '.join(meta.name for meta in self._inputs)}",
                 where="evaluate_backend='onnx'",
                 hint="Call it as the example input does, or use evaluate_backend='torch'.",
             )
         feed = {
-            name: x.detach().cpu().numpy() for name, x in zip(self._inputs, tensors, strict=True)
+            meta.name: array_of(x, meta.type) for meta, x in zip(self._inputs, tensors, strict=True)
         }
         device = tensors[0].device if tensors else torch.device("cpu")
         outputs = [torch.from_numpy(y).to(device) for y in self._session.run(None, feed)]
