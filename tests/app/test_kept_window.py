@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import panel as pn
 import panel_material_ui as pmui
 import pytest
 
+from workbench.app.fold import Fold
 from workbench.app.kept_window import MOST_KEPT, KeptWindow, windows_folder
 from workbench.app.search_settings import SearchSettings
 from workbench.app.train_settings import TrainSettings
@@ -125,3 +127,20 @@ def test_a_full_disk_costs_only_what_the_window_showed(
     left = left_window()
     assert "could not be kept" in caplog.text
     assert KeptWindow("net", left.ticket).state.pattern == ""
+
+
+def test_folds_and_chosen_rows_come_back() -> None:
+    left = KeptWindow("net")
+    fold = Fold(left.state, "train", pn.Column)
+    assert not len(fold.body) and fold.button.label == "More settings"
+    fold.button.clicks += 1
+    left.state.param.update(trials=(1, 4), rows=("job 2",))
+    left.write()
+
+    state = KeptWindow("net", left.ticket).state
+    assert (state.trials, state.rows) == ((1, 4), ("job 2",))
+    again = Fold(state, "train", pn.Column)
+    assert again.body.visible and len(again.body) == 1 and again.button.label == "Fewer settings"
+    assert not Fold(state, "prune", pn.Column).body.visible
+    again.button.clicks += 1
+    assert not again.body.visible and state.unfolded == ()

@@ -112,9 +112,9 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     button(page, "Prune").click()
     page.get_by_role("link", name=f"Open {NEW}", exact=True).wait_for(timeout=240_000)
     app_page.job_ends(page)
-    button(page, "Fewer settings").click()
-    button(page, "More settings").wait_for()
+    button(page, "Fewer settings").wait_for()
     app_page.comes_back(page, page.reload)
+    button(page, "Fewer settings").wait_for()
     config = (workbench_home / "projects" / PROJECT / "prune.cfg").read_text()
     assert '"layer1.0.conv1"' in config and "prune_ratio" in config
     tab(page, "Export")

@@ -316,8 +316,8 @@ def test_a_project_elsewhere_is_named_and_not_linked(page: WorkbenchPage, tmp_pa
 
 def test_settings_become_arguments(page: WorkbenchPage) -> None:
     tab = page.prune
-    tab.fold.clicks += 1
-    assert tab.more.visible and tab.fold.label == "Fewer settings"
+    tab.fold.button.clicks += 1
+    assert tab.fold.body.visible and tab.fold.button.label == "Fewer settings"
     tab.settings.param.update(sensitivity="l2", batches=4, max_ratio=0.5, aligned=True)
     assert tab.settings.arguments() == {
         "sensitivity": "l2", "batches": 4, "max_ratio": 0.5, "aligned": True,

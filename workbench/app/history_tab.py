@@ -97,7 +97,7 @@ class HistoryTab(View):
             pn.Row(self.keep, self.confirm, margin=0),
             title=_("Delete?"), title_variant="h5", width_option="sm",
         )  # fmt: skip
-        self.watch(self.table, self.update, "selection")
+        self.watch(self.table, self._selected, "selection")
         for control in (self.kind, self.job, self.sort, self.text):
             self.watch(control, self.refill, "value")
         self.watch(
@@ -151,7 +151,7 @@ class HistoryTab(View):
 
     def refill(self) -> None:
         """Show what the filters leave; rows that were chosen stay so."""
-        chosen = self.keys
+        chosen = tuple(self.window.rows)
         self.shown = chosen_rows(
             self.history, kind=self.kind.value, job=self.job.value,
             text=self.text.value or "", sort=self.sort.value,
@@ -168,6 +168,10 @@ class HistoryTab(View):
         places = [i for i, key in enumerate(self.shown["key"]) if key in keys]
         if sorted(self.table.selection) != places:
             self.table.selection = places
+
+    def _selected(self) -> None:
+        self.window.rows = self.keys
+        self.update()
 
     def update(self) -> None:
         keys = self.keys

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import panel as pn
 import panel_material_ui as pmui
 
+from workbench.app.fold import Fold
 from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
@@ -39,8 +40,7 @@ class ShrinkTab(View):
         self.parts = [self.state]
         self.origin = ThemedHTML(margin=(8, 0, 0, 0), visible=False)
         self.stop = self._button(_("Stop"), "stop", session.cancel)
-        self.more = pn.Column(visible=False, sizing_mode="stretch_width", margin=0)
-        self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
+        self.fold = Fold(window, self.kind, settings.panel)
         self.text = ThemedHTML(margin=(4, 0))
         self.done = ThemedHTML(margin=(4, 0))
         self.result = ThemedHTML(margin=(10, 0, 0, 0))
@@ -51,12 +51,6 @@ class ShrinkTab(View):
         button = pmui.Button(label=label, icon=icon, size="small", variant=variant, margin=0)
         self.press(button, lambda: self.act(lambda: action()))
         return button
-
-    def _fold(self) -> None:
-        if not len(self.more):
-            self.more.append(self.settings.panel())
-        self.more.visible = not self.more.visible
-        self.fold.label = _("Fewer settings") if self.more.visible else _("More settings")
 
     @property
     def busy(self) -> bool:
@@ -91,10 +85,10 @@ class ShrinkTab(View):
             self.state,
             self.origin,
             aligned(
-                *buttons, self.stop, self.fold,
+                *buttons, self.stop, self.fold.button,
                 sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
-            self.more,
+            self.fold.body,
             self.text,
             self.done,
             *body,

@@ -9,6 +9,7 @@ from typing import Any
 import panel as pn
 import panel_material_ui as pmui
 
+from workbench.app.fold import Fold
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
@@ -59,9 +60,7 @@ class TrainTab(View):
             _("Take the weights back"), "undo", lambda: session.take_back_weights(wait=False)
         )
         self.compression = self.settings.compression()
-        self.more = self.settings.more()
-        self.more.visible = False
-        self.fold = self._button(_("More settings"), "tune", self._fold, variant="text")
+        self.fold = Fold(window, "train", self.settings.more)
         self.text = ThemedHTML(margin=(4, 0), sizing_mode="stretch_width")
         self.loss = Plot(self._loss_figure(), height=HEIGHT, label=_("Loss by step"))
         self.metric = Plot(self._metric_figure(), height=HEIGHT, label=_("Metric by step"))
@@ -87,10 +86,6 @@ class TrainTab(View):
         button = pmui.Button(label=label, icon=icon, size="small", variant=variant, margin=0)
         self.press(button, lambda: self.act(lambda: action()))
         return button
-
-    def _fold(self) -> None:
-        self.more.visible = not self.more.visible
-        self.fold.label = _("Fewer settings") if self.more.visible else _("More settings")
 
     def _export(self) -> None:
         training = self.session.training
@@ -258,11 +253,12 @@ class TrainTab(View):
             self.state,
             self.origin,
             aligned(
-                self.settings.panel(), self.start, self.stop, self.resume, self.export, self.fold,
+                self.settings.panel(), self.start, self.stop, self.resume, self.export,
+                self.fold.button,
                 sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
             self.compression,
-            self.more,
+            self.fold.body,
             aligned(self.text, self.use, self.back, **row),
             pn.Row(self.loss, self.metric, styles=BESIDE, **row),
             pn.Row(

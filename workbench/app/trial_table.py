@@ -164,7 +164,8 @@ class TrialTable(View):
         self.compare = self._button(_("Compare"), self.show_comparison)
         self.hint = ThemedHTML(sizing_mode=None, align="center")
         self.compared = ThemedHTML(visible=False, margin=(4, 0, 12, 0))
-        self.watch(self.table, self.update, "selection")
+        self.choose(tuple(window.trials))
+        self.watch(self.table, self._selected, "selection")
         self.watch(self.kind, self.refill, "value")
         self.watch(session, self.refill, "trials", "summary")
         self.watch(session, self.update, "job")
@@ -198,9 +199,13 @@ class TrialTable(View):
         """Show new trials; those that were chosen stay so."""
         frame = self._frame()
         if not frame.equals(self.table.value):
-            chosen = self.chosen
+            chosen = tuple(self.window.trials)
             self.table.value = frame
             self.choose(chosen)
+
+    def _selected(self) -> None:
+        self.update()
+        self.window.trials = self.chosen
 
     def update(self) -> None:
         if len(self.table.selection) > 2:  # the newest two clicks count

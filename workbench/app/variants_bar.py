@@ -50,11 +50,13 @@ class VariantsBar(View):
             title=_("Variants"), title_variant="h5", width_option="sm",
         )  # fmt: skip
         self._wanted = ""
+        window.keep("layers.variants", self.opener)
         self.watch(self.opener, self._opened, "value")
         self.watch(session, self.update, "kept_variants", "layers")
         self.watch(session, self._hide_comparison, "kept_variants", "layers", "trials", "measuring")
         self.watch(self.variant, self.update, "value")
         self.watch(self.title, self.update, "value_input", "value")
+        self._opened()
         self.update()
 
     def _button(self, label: str, action: Any, **look: Any) -> Any:

@@ -33,6 +33,9 @@ class WindowState(param.Parameterized):
     """
 
     selected = param.Parameter(default=(), doc="Names of the selected layers.")
+    unfolded = param.Parameter(default=(), doc="Names of the settings that are unfolded.")
+    trials = param.Parameter(default=(), doc="Numbers of the chosen trials.")
+    rows = param.Parameter(default=(), doc="Keys of the chosen rows of the history.")
     inspected = param.String(default="", doc="Name of the layer in the Inspect tab.")
     quantity: Any = param.Selector(default="error", objects=list(QUANTITIES))
     order: Any = param.Selector(default="execution", objects=["execution", "sorted"])
