@@ -32,35 +32,37 @@ class TopValues:
     """
 
     def __init__(self, sign: int = 1) -> None:
-        self._sign = sign
+        self._largest = sign > 0
         self._values = torch.empty(0)
-        # Largest value that a block may hold besides the kept ones.
-        self._floor = -torch.inf
+        # No value that was left out lies beyond this one.
+        self._edge = -torch.inf * sign
 
     def add(self, values: Tensor, row_maxima: Tensor, keep: int) -> None:
         """Take in a flat block; ``row_maxima`` are its row extremes (minima for ``sign`` -1)."""
-        maxima = row_maxima * self._sign
-        candidates = values
-        if maxima.numel() > keep:
-            largest, rows = maxima.topk(keep, sorted=False)
-            if bool(largest.amin() == largest.amax()):
+        kept = values
+        if row_maxima.numel() > keep:
+            extremes, rows = row_maxima.topk(keep, largest=self._largest, sorted=False)
+            found = extremes.tolist()
+            if min(found) == max(found):
                 # As many rows reach the same value (0 or 6 behind a ReLU6): none holds a larger.
-                self._floor = max(self._floor, float(largest[0]))
-                self._values = torch.cat([self._values, largest.cpu()])
-                return
-            tail = maxima.numel() - 1 if values.numel() % ROW else -1
-            whole = values[: values.numel() // ROW * ROW].view(-1, ROW)
-            candidates = whole[rows[rows != tail]].reshape(-1)
-            if tail >= 0 and bool((rows == tail).any()):
-                candidates = torch.cat([candidates, values[tail * ROW :]])
-        kept = (candidates * self._sign).topk(min(keep, candidates.numel())).values
+                kept = extremes
+            else:
+                tail = row_maxima.numel() - 1 if values.numel() % ROW else -1
+                whole = values[: values.numel() // ROW * ROW].view(-1, ROW)
+                kept = whole[rows[rows != tail]].reshape(-1)
+                if tail >= 0 and bool((rows == tail).any()):
+                    kept = torch.cat([kept, values[tail * ROW :]])
+        if kept.numel() > keep:
+            kept = kept.topk(keep, largest=self._largest).values
         if kept.numel() < values.numel():
-            self._floor = max(self._floor, float(kept[-1]))
+            last = float(kept.amin() if self._largest else kept.amax())
+            self._edge = max(self._edge, last) if self._largest else min(self._edge, last)
         self._values = torch.cat([self._values, kept.cpu()])
 
     def kth(self, k: int) -> float | None:
         """The ``k``-th largest value (smallest for ``sign`` -1), or None when it was not kept."""
         if k > self._values.numel():
             return None
-        value = float(self._values.topk(k).values[-1])
-        return value * self._sign if value >= self._floor else None
+        value = float(self._values.topk(k, largest=self._largest).values[-1])
+        beyond = value >= self._edge if self._largest else value <= self._edge
+        return value if beyond else None

@@ -22,6 +22,9 @@ from workbench.engine.numerics.integer import fake_quantize_activation
 KEPT_PER_LAYER = 2**18
 """Beyond so many bytes a layer is counted in bins, which is faster than keeping its values."""
 
+_AT_ONCE = 32
+"""Layers whose scales are found one after another: between layers the code has left the cache."""
+
 
 @dataclass
 class _Group:
@@ -53,6 +56,7 @@ class Observers:
     ) -> None:
         self._config = config
         self._batches = dict.fromkeys(names, 0)
+        self._whole: list[str] = []
         sources = input_sources(captured)
         members: dict[tuple[str, Any], list[str]] = {}
         for name in names:
@@ -89,9 +93,13 @@ class Observers:
         self._batches[name] = number
 
     def settle(self, name: str) -> None:
-        """Find the layer's scale once every batch is in, so that what was kept of it can go."""
+        """Find the layer's scale some time after every batch is in: what was kept of it can go."""
         if self._groups[name].batches >= self._config.batch_num:
-            self._find(name)
+            self._whole.append(name)
+        if len(self._whole) >= _AT_ONCE:
+            for whole in self._whole:
+                self._find(whole)
+            self._whole.clear()
 
     def _find(self, name: str) -> ActivationScale:
         group = self._groups[name]
