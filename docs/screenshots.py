@@ -119,7 +119,17 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "panel", "serve", "apps/", "--port", str(port)],
+        [
+            sys.executable,
+            "-m",
+            "panel",
+            "serve",
+            "apps/",
+            "--address",
+            "localhost",
+            "--port",
+            str(port),
+        ],
         cwd=ROOT,
         env=dict(os.environ, WORKBENCH_HOME=home),
         start_new_session=True,

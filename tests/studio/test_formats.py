@@ -203,6 +203,47 @@ def test_choices_are_undone_and_done_again(live: Session) -> None:
     live.undo()
 
 
+def test_a_variant_has_the_ways_and_the_table_as_one_edit(live: Session) -> None:
+    start = dict(live.ways)
+    live.choose_way(["fc"], "int4 g32 · gptq")
+    small = dict(live.ways)
+    live.variants.save("small")
+    live.choose_way(["fc", "block.fc"], "float")
+    live.set_flag(["block.fc"], False)
+    other = dict(live.ways)
+    differs = live.variants.compare("small")
+    assert differs.loc[("layer", "fc"), "small"] == "quantised: way int4 g32 · gptq"
+    assert differs.loc[("layer", "fc"), "current"] == "quantised: way float"
+    live.variants.use("small")
+    assert live.ways == small
+    assert live.layers.set_index("name").loc["block.fc", "quant_enable"]
+    assert set(live.variants.compare("small").index.get_level_values("what")) == {"figure"}
+    live.undo()
+    assert live.ways == other
+    assert not live.layers.set_index("name").loc["block.fc", "quant_enable"]
+    assert "small.quantize.json" in live.script()
+
+    # A variant of an older version knows no ways: they stay as they are.
+    connection = live.project.store.connection
+    (text,) = connection.execute("SELECT facts FROM variants").fetchone()
+    facts = json.loads(text)
+
+    def store(**changed: object) -> None:
+        with live.project.store.write() as writing:
+            writing.execute("UPDATE variants SET facts = ?", (json.dumps({**facts, **changed}),))
+
+    store(ways=None)
+    live.variants.use("small")
+    assert live.ways == other
+    live.undo()
+    store(ways={"fc": "int9", "conv": "int8 · gptq"})
+    with pytest.raises(WrongValue, match="2 places: fc: there is no way 'int9'"):
+        live.variants.use("small")
+    live.variants.delete("small")
+    while live.ways != start:
+        live.undo()
+
+
 def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     loader = [torch.randn(16, 64, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     session = open_session(
@@ -215,7 +256,15 @@ def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert session.without_graph
         session.compare_formats(["int8", "int4"])
         assert list(session.formats["name"]) == ["first", "last"]
+        session.variants.save("all")
         session.choose_way("first", "float")
+        session.variants.save("last alone")
+        session.variants.use("all")
+        assert not session.ways
+        session.variants.use("last alone")
+        assert session.ways == {"first": "float"}
+        found = session.variants.compare("all", "last alone")
+        assert found.loc[("layer", "first"), "last alone"] == "quantised: way float"
         session.quantize_modules(float_type="any")
         assert session.quantized.quantized == 1
         assert session.quantized.metric_converted > 0.99
@@ -225,6 +274,8 @@ def test_a_model_without_a_graph(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert "create_quant_config" not in script and "save_model" not in script
         written = run_script(script, tmp_path, "make_branching_net")
         assert same_tensors(session.quantized.folder, written)
+        kept = (tmp_path / "reproduced" / "variants").glob("*")
+        assert [path.name for path in kept] == ["last alone.quantize.json"], "nothing chosen in all"
     finally:
         session.dispose()
 

@@ -14,6 +14,7 @@ from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
 from workbench.app.style import aligned
+from workbench.app.variants_bar import VariantsBar
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
@@ -36,7 +37,8 @@ class FormatsTab(View):
         super().__init__(session, window, FORMATS_TAB)
         self.state = JobNotice(session, window, ("open", "formats", "quantize"))
         self.table = FormatsTable(session, window, self.update_selection)
-        self.parts = [self.state, self.table]
+        self.variants = VariantsBar(session, window, FORMATS_TAB)
+        self.parts = [self.state, self.table, self.variants]
         self._by_format = ways_by_format()
         small = {"size": "small", "margin": 0}
         self.measure = self._button(
@@ -328,9 +330,10 @@ class FormatsTab(View):
             self.state,
             aligned(
                 self.measure, self.format, self.algorithm, self.apply, self.float_type,
-                self.start, self.stop,
+                self.start, self.stop, self.variants.opener,
                 sizing_mode="stretch_width", margin=(10, 0, 6, 0),
             ),
+            self.variants,
             self.text,
             self.details,
             sizing_mode="stretch_width",

@@ -31,7 +31,7 @@ class LayersTab(View):
         self.chart = LayerChart(session, window)
         self.table = LayerTable(session, window)
         self.state = JobNotice(session, window, ("open", "analyse", "evaluate"))
-        self.variants = VariantsBar(session, window)
+        self.variants = VariantsBar(session, window, LAYERS_TAB)
         self.what_if = WhatIf(session, window)
         self.parts = [self.chart, self.table, self.state, self.variants, self.what_if]
         small = {"size": "small", "margin": 0}

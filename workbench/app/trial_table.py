@@ -118,7 +118,7 @@ def _layer_text(text: str) -> str:
         "act_bits": _("act bits"), "wts_bits": _("wts bits"), "act_algo": _("act"),
         "wts_algo": _("wts"), "channel_wise": _("per channel"), "dmq": "DMQ",
         "retrain_enable": _("train"), "prune_enable": _("prune"),
-        "prune_ratio": _("prune ratio"), "True": "✓", "False": "✕",
+        "prune_ratio": _("prune ratio"), "way": _("quantise as"), "True": "✓", "False": "✕",
     }  # fmt: skip
     for column, name in names.items():
         settings = settings.replace(column, name)

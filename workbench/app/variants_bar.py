@@ -12,7 +12,7 @@ from workbench.app.i18n import _
 from workbench.app.style import aligned
 from workbench.app.trial_table import comparison
 from workbench.app.view import View
-from workbench.app.window import LAYERS_TAB, WindowState
+from workbench.app.window import TABS, WindowState
 from workbench.studio.session import Session
 
 CURRENT_KEY = "now"
@@ -22,8 +22,8 @@ CURRENT_KEY = "now"
 class VariantsBar(View):
     """``opener`` shows and hides ``panel``, which is built when it is first opened."""
 
-    def __init__(self, session: Session, window: WindowState) -> None:
-        super().__init__(session, window, LAYERS_TAB)
+    def __init__(self, session: Session, window: WindowState, tab: int) -> None:
+        super().__init__(session, window, tab)
         self.opener = pmui.Toggle(
             label=_("Variants"), variant="outlined", size="small", margin=0, align="center",
             sx={"padding": "3px 9px"},
@@ -50,7 +50,7 @@ class VariantsBar(View):
             title=_("Variants"), title_variant="h5", width_option="sm",
         )  # fmt: skip
         self._wanted = ""
-        window.keep("layers.variants", self.opener)
+        window.keep(f"{TABS[tab]}.variants", self.opener)
         self.watch(self.opener, self._opened, "value")
         self.watch(session, self.update, "kept_variants", "layers")
         self.watch(session, self._hide_comparison, "kept_variants", "layers", "trials", "measuring")
@@ -97,8 +97,9 @@ class VariantsBar(View):
             self.other.param.update(
                 options=others, value=self.other.value if known else CURRENT_KEY
             )
-        locked, layers = self.session.read_only, len(self.session.layers)
-        self.save.disabled = locked or not self.typed or not layers
+        locked = self.session.read_only
+        known = bool(len(self.session.layers)) or self.session.without_graph
+        self.save.disabled = locked or not self.typed or not known
         chosen = self.variant.value is not None
         self.use.disabled = self.remove.disabled = locked or not chosen
         self.rename.disabled = self.use.disabled or not self.typed

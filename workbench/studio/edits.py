@@ -36,9 +36,16 @@ class EditResult:
 
 
 def apply_edit(
-    store: Store, edits: Sequence[CellEdit], *, label: str, base_revision: int
+    store: Store,
+    edits: Sequence[CellEdit],
+    *,
+    label: str,
+    base_revision: int,
+    ways: Mapping[str, str | None] | None = None,
 ) -> EditResult:
     """Apply one undoable edit in one transaction.
+
+    ``ways``: how layers are quantised as modules from now on; None is the default way.
 
     Changes that other windows made since ``base_revision`` are kept: where such a change touched
     the same cell and wants something else, ours gives way and is counted as overtaken.
@@ -67,24 +74,24 @@ def apply_edit(
                 new.append(value)
             if rows:
                 done[column] = [rows, old, new]
-        if not done:
+        moved = _move_ways(connection, ways or {})
+        if not done and not moved:
             return EditResult(revision, 0, overtaken)
         for column, (rows, _, new) in done.items():
             _set(connection, column, rows, new)
-        revision = _commit(connection, {c: (tuple(r), tuple(n)) for c, (r, _, n) in done.items()})
-        _remember(connection, label, done)
+        if done:
+            cells = {c: (tuple(r), tuple(n)) for c, (r, _, n) in done.items()}
+            revision = _commit(connection, cells)
+        _remember(connection, label, {**done, **moved})
         return EditResult(revision, sum(len(rows) for rows, _, _ in done.values()), overtaken)
 
 
 def choose_ways(store: Store, chosen: Mapping[str, str], *, label: str) -> None:
     """Quantise layers as modules in other ways, as one undoable edit; other layers keep theirs."""
     with store.write() as connection:
-        known = _ways(connection)
-        names = [name for name, way in chosen.items() if known.get(name) != way]
-        if names:
-            ways = [chosen[name] for name in names]
-            _remember(connection, label, {WAYS: [names, [known.get(n) for n in names], ways]})
-            _set_ways(connection, names, ways)
+        moved = _move_ways(connection, chosen)
+        if moved:
+            _remember(connection, label, moved)
 
 
 def undo(store: Store) -> str | None:
@@ -153,6 +160,19 @@ def _remember(connection: sqlite3.Connection, label: str, done: Mapping[str, Any
 def _ways(connection: sqlite3.Connection) -> dict[str, str]:
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (WAYS,)).fetchone()
     return dict(json.loads(row[0]) or {}) if row is not None else {}
+
+
+def _move_ways(
+    connection: sqlite3.Connection, chosen: Mapping[str, str | None]
+) -> dict[str, list[list[Any]]]:
+    """Choose ways, and what of them is new as an edit has it."""
+    known = _ways(connection)
+    names = [name for name, way in chosen.items() if known.get(name) != way]
+    if not names:
+        return {}
+    ways = [chosen[name] for name in names]
+    _set_ways(connection, names, ways)
+    return {WAYS: [names, [known.get(name) for name in names], ways]}
 
 
 def _set_ways(

@@ -10,6 +10,8 @@ from typing import Any
 from workbench.engine.errors import WrongValue
 
 FLOAT = "float"
+ANY = ""
+"""A layer of a type that is not known."""
 SEPARATOR = " · "
 DEFAULT = "int8 · minmax"
 HEAD = "lm_head"
@@ -33,7 +35,10 @@ def default_way(name: str, kind: str) -> str:
 
 
 def check_way(name: str, kind: str, way: Any) -> str:
-    """``way`` as it is; ``WrongValue`` when there is none of that name or not for this layer."""
+    """``way`` as it is; ``WrongValue`` when there is none of that name or not for this layer.
+
+    ``kind``: the layer's type, or ``ANY`` where it is not known.
+    """
     from workbench.engine.analysis.module_formats import WAYS
 
     if way == FLOAT:
@@ -44,7 +49,7 @@ def check_way(name: str, kind: str, way: Any) -> str:
             where=name,
             hint=f"Allowed: float, {', '.join(WAYS)}.",
         )
-    if not WAYS[way].takes(kind):
+    if kind != ANY and not WAYS[way].takes(kind):
         allowed = [key for key, one in WAYS.items() if one.takes(kind)]
         raise WrongValue(
             f"{way} does not take {kind} layers",

@@ -56,7 +56,7 @@ def project_script(project: Project, table: pd.DataFrame, figures: Figures) -> s
             *_option_lines(changed_options(other, figures)),
         ],
     )
-    uses_json = options or any("json.loads" in line for line in named_variants)
+    uses_json = options or any("json." in line for line in named_variants)
     imports = ["import json"] if uses_json else []
     imports += [line for line in SEARCH_IMPORTS[:1] if search]
     imports += ["from pathlib import Path", "", "import torch", ""]

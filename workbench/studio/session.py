@@ -246,9 +246,14 @@ class Session(
         edit = CellEdit(column, tuple(r for r, _ in pairs), seen, tuple(v for _, v in pairs))
         self._commit([edit], label)
 
-    def _commit(self, cells: Sequence[CellEdit], label: str) -> None:
+    def _commit(
+        self,
+        cells: Sequence[CellEdit],
+        label: str,
+        ways: Mapping[str, str | None] | None = None,
+    ) -> None:
         result = edits.apply_edit(
-            self.project.store, cells, label=label, base_revision=self.revision
+            self.project.store, cells, label=label, base_revision=self.revision, ways=ways
         )
         if result.overtaken:
             count = sum(len(edit.rows) for edit in cells)

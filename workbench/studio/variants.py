@@ -1,6 +1,7 @@
 """Named variants of the configuration, as the project keeps them.
 
-A variant holds every editable column of every layer, by the layers' names. The table ``variants``
+A variant holds every editable column of every layer, by the layers' names, and how layers are
+quantised as modules where that was chosen. The table ``variants``
 has them; the meta key ``variants`` has their names and times, so that windows learn of changes.
 """
 
@@ -17,6 +18,7 @@ from workbench.charts.text import N_
 from workbench.engine.errors import WorkbenchError, WrongType, WrongValue
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.columns import DEFAULT_RATIO, EDITABLE, checked, refusal, trainable
+from workbench.studio.format_choices import ANY, check_way
 from workbench.studio.ptq import generated_columns
 from workbench.studio.store import Store, put_meta
 
@@ -38,12 +40,16 @@ class KeptVariant:
 
 @dataclass(frozen=True)
 class Variant:
-    """``columns``: for every editable column the values of ``layers``, in their order."""
+    """``columns``: for every editable column the values of ``layers``, in their order.
+
+    ``ways``: the chosen ways to quantise modules, by layer; None in a variant of an older version.
+    """
 
     name: str
     time: float
     layers: tuple[str, ...]
     columns: Mapping[str, tuple[Any, ...]]
+    ways: Mapping[str, str] | None = None
 
 
 def read_kept(value: Any) -> tuple[KeptVariant, ...]:
@@ -74,13 +80,18 @@ def save_variant(
     layers: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     *,
+    ways: Mapping[str, str],
     overwrite: bool,
 ) -> None:
     """Keep a variant, whole or not at all.
 
     Errors: ``WrongValue`` for a name that is taken, unless ``overwrite``, or for one too many.
     """
-    facts = {"layers": list(layers), "columns": {c: list(columns[c]) for c in EDITABLE}}
+    facts = {
+        "layers": list(layers),
+        "columns": {column: list(columns[column]) for column in EDITABLE},
+        "ways": dict(ways),
+    }
     with store.write() as connection:
         if _exists(connection, name) and not overwrite:
             raise WrongValue(
@@ -136,6 +147,7 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
         facts = json.loads(text)
         own = [str(layer) for layer in facts["layers"]]
         given = {column: list(facts["columns"][column]) for column in EDITABLE}
+        ways = None if facts.get("ways") is None else dict(facts["ways"])
         if any(len(values) != len(own) for values in given.values()):
             raise ValueError("columns of different lengths")
     except (TypeError, KeyError, ValueError) as error:
@@ -162,6 +174,7 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
                 problems.append(f"{layer.name}: {reason}")
             found.append(value)
         columns[column] = tuple(found)
+    problems += _wrong_ways(ways or {}, layers)
     if problems:
         said = "; ".join(problems[:SAID])
         raise WrongValue(
@@ -169,7 +182,19 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
             where="variants",
             hint=OTHER_MODEL,
         )
-    return Variant(name, float(row_time), tuple(layer.name for layer in layers), columns)
+    return Variant(name, float(row_time), tuple(layer.name for layer in layers), columns, ways)
+
+
+def _wrong_ways(ways: Mapping[Any, Any], layers: Sequence[LayerInfo]) -> list[str]:
+    """What of the ways is unknown or does not take its layer; modules may lie outside a graph."""
+    kinds = {layer.name: layer.type for layer in layers}
+    found = []
+    for name, way in ways.items():
+        try:
+            check_way(str(name), kinds.get(name, ANY), way)
+        except WorkbenchError as error:
+            found.append(f"{name}: {error.message}")
+    return found
 
 
 def usual_columns(layers: Sequence[LayerInfo]) -> dict[str, list[Any]]:

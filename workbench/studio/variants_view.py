@@ -23,6 +23,9 @@ from workbench.studio.variants import KeptVariant
 CURRENT = "current"
 """Title of the configuration as it is in a comparison."""
 
+WAY = "way"
+"""How a layer is quantised as a module, among the settings of a comparison."""
+
 FIGURES = ("metric", "predicted", "size", "bops", "n_float")
 OTHER = ("retrain_enable", "prune_enable", "prune_ratio")
 """Columns that say nothing about the quantisation."""
@@ -34,17 +37,26 @@ class Varied(Protocol):
     project: Project
     layers: pd.DataFrame
     kept_variants: tuple[KeptVariant, ...]
+    ways: dict[str, str]
     _follower: Follower
     _lock: threading.RLock
 
+    @property
+    def without_graph(self) -> bool: ...
     def poll(self) -> bool: ...
-    def _commit(self, cells: Sequence[CellEdit], label: str) -> None: ...
+    def _commit(
+        self,
+        cells: Sequence[CellEdit],
+        label: str,
+        ways: Mapping[str, str | None] | None = None,
+    ) -> None: ...
 
 
 class VariantsView:
     """The project's variants by name, oldest first.
 
-    A variant holds what the Layers table lets one edit, for every layer. All windows of a project
+    A variant holds what the Layers table lets one edit, for every layer, and what was chosen in
+    Formats. All windows of a project
     share its variants; ``session.kept_variants`` can be watched. Errors of every call:
     ``WrongValue`` for an unknown name or one that cannot be, ``NotWritable``.
     """
@@ -60,13 +72,16 @@ class VariantsView:
         name, session = variants.checked_name(name), self._session
         session.poll()
         with session._lock:
-            session._follower.figures.config()  # says it where there are no layers yet
-            table = session.layers
+            if not session.without_graph:
+                session._follower.figures.config()  # says it where there are no layers yet
+            table, ways = session.layers, dict(session.ways)
+        known = table["name"].tolist() if len(table) else []
         variants.save_variant(
             session.project.store,
             name,
-            table["name"].tolist(),
-            ptq.columns_of(table),
+            known,
+            ptq.columns_of(table) if known else {column: [] for column in EDITABLE},
+            ways=ways,
             overwrite=overwrite,
         )
         session.poll()
@@ -83,8 +98,14 @@ class VariantsView:
                 CellEdit(column, rows, tuple(session.layers[column].iloc[list(rows)].tolist()), new)
                 for column, (rows, new) in self._cells(name).items()
             ]
-            if cells:
-                session._commit(cells, f"variant {name}")
+            chosen = self._ways(name)
+            moved = {
+                layer: chosen.get(layer)
+                for layer in {**session.ways, **chosen}
+                if chosen.get(layer) != session.ways.get(layer)
+            }
+            if cells or moved:
+                session._commit(cells, f"variant {name}", moved)
 
     def rename(self, name: str, new: str) -> None:
         """Give a variant another name, which must be free."""
@@ -107,11 +128,15 @@ class VariantsView:
         session.poll()
         with session._lock:
             names = [first, second]
-            rows = [self._row({} if name is None else self._cells(name)) for name in names]
+            rows = [
+                self._row({} if name is None else self._cells(name), self._ways(name))
+                for name in names
+            ]
             place = session._follower.row_of
         table = compare_rows(rows, [CURRENT if name is None else name for name in names], FIGURES)
         layers = sorted(
-            (key for key in table.index if key[0] == "layer"), key=lambda key: place[key[1]]
+            (key for key in table.index if key[0] == "layer"),
+            key=lambda key: place.get(key[1], len(place)),  # modules outside the graph come last
         )
         return table.loc[[key for key in table.index if key[0] == "figure"] + layers]
 
@@ -123,7 +148,7 @@ class VariantsView:
             row: dict[str, Any] = {"name": kept.name, "time": kept.time, "problem": ""}
             with session._lock:
                 try:
-                    facts = self._row(self._cells(kept.name))
+                    facts = self._row(self._cells(kept.name), {})
                     row |= {name: facts[name] for name in FIGURES}
                 except WrongValue as error:
                     row |= dict.fromkeys(FIGURES, float("nan")) | {"problem": error.message}
@@ -147,11 +172,22 @@ class VariantsView:
                 cells[column] = (rows, tuple(wanted[row] for row in rows))
         return cells
 
+    def _ways(self, name: str | None) -> Mapping[str, str]:
+        """The chosen ways to quantise modules of a variant, or with None as they are now."""
+        session = self._session
+        if name is None:
+            return session.ways
+        variant = variants.read_variant(session.project.store, name, session._follower.infos)
+        return session.ways if variant.ways is None else variant.ways
+
     def _judged(self, cells: Cells) -> tuple[pd.DataFrame, Judged]:
         return self._session._follower.judge(self._session.layers, cells)
 
-    def _row(self, cells: Cells) -> Mapping[str, Any]:
+    def _row(self, cells: Cells, ways: Mapping[str, str]) -> Mapping[str, Any]:
         """A configuration as ``compare_rows`` takes it."""
+        if self._session.without_graph:
+            nothing: dict[str, Any] = dict.fromkeys(FIGURES, float("nan"))
+            return nothing | {"float_layers": [], "settings": {}, "other": _with_ways({}, ways)}
         table, judged = self._judged(cells)
         infos = self._session._follower.infos
         columns, usual = ptq.columns_of(table), variants.usual_columns(infos)
@@ -161,6 +197,7 @@ class VariantsView:
                 own = {c: columns[c][row] for c in names if columns[c][row] != usual[c][row]}
                 if own:
                     changed[kind][layer.name] = own
+        changed["other"] = _with_ways(changed["other"], ways)
         floats = [x.name for x, on in zip(infos, columns["quant_enable"], strict=True) if not on]
         left = table["eligible"].to_numpy() & ~table["quant_enable"].to_numpy()
         return {
@@ -184,3 +221,11 @@ class VariantsView:
 
     def __repr__(self) -> str:
         return f"<variants: {', '.join(self) or 'none yet'}>"
+
+
+def _with_ways(
+    other: Mapping[str, Mapping[str, Any]], ways: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """``other`` settings of layers, and the way that was chosen for their modules."""
+    chosen = {name: {WAY: way} for name, way in ways.items()}
+    return {name: {**other.get(name, {}), **chosen.get(name, {})} for name in {**other, **chosen}}
