@@ -16,7 +16,7 @@ from workbench.app.page import WorkbenchPage
 from workbench.app.window import EXPORT_TAB, LAYERS_TAB, TRAIN_TAB
 from workbench.studio import ErrorText, jobtable
 from workbench.studio.masks import masks_file
-from workbench.studio.project import Project
+from workbench.studio.project import Project, SourceSpec
 from workbench.studio.session import Session
 from workbench.studio.training_state import METHODS
 
@@ -40,6 +40,15 @@ def pressable(page: WorkbenchPage) -> set[str]:
         "train": tab.start, "stop": tab.stop, "resume": tab.resume, "export": tab.export
     }  # fmt: skip
     return {name for name, button in buttons.items() if not button.disabled}
+
+
+def test_a_model_that_came_as_a_file_says_what_to_do(page: WorkbenchPage) -> None:
+    page.session.project.update_settings(source=SourceSpec("pt2", "net.pt2"))
+    page.train.update()
+    assert not pressable(page)
+    assert "an exported program (.pt2) cannot be trained. Open it from Python" in (
+        page.train.text.object
+    )
 
 
 def test_from_nothing_to_a_finished_training(page: WorkbenchPage) -> None:

@@ -197,7 +197,7 @@ def test_a_folder_and_other_data_for_a_model(
     np.savez(tmp_path / "data.npz", x=batches[0][0].numpy())
     assert run("calibrate", folder, "--data", tmp_path / "mistyped.npz") == 2
     assert "mistyped.npz: there is no such file" in capsys.readouterr().err
-    assert run("calibrate", folder) == 0  # the good data is still there
+    assert run("calibrate", *model) == 0  # the good data is still there
     training = ("--train-data", tmp_path / "data.npz")
     assert run("calibrate", folder, "--data", tmp_path / "data.npz", *training) == 0
     opened = Project.open(folder)

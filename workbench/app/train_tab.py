@@ -23,6 +23,7 @@ from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
 from workbench.charts.words import method_title
+from workbench.studio.abilities import no_training
 from workbench.studio.session import Session
 from workbench.studio.training_state import PLAIN, Curves, TrainingState
 
@@ -168,7 +169,8 @@ class TrainTab(View):
         active = job is not None and job.active
         running = active and job is not None and job.kind == "train"
         finished = training is not None and training.state == "finished"
-        self.start.disabled = active or not len(self.session.layers)
+        trainable = self.session.project.source.trainable
+        self.start.disabled = active or not len(self.session.layers) or not trainable
         self.stop.disabled = not running
         self.resume.disabled = active or training is None or not training.can_resume
         self.export.disabled = active or not finished
@@ -179,7 +181,6 @@ class TrainTab(View):
         shown = self.settings.quantises() or bool(len(self.curves.clips))
         self.layers.visible = self.clips.visible = shown
         trained = finished or bool(self.session.weights)
-        trainable = self.session.project.source.trainable
         origin = made_from(self.session.origin, metric=trainable and not trained)
         self.origin.fill(origin)
         self.origin.visible = bool(origin)
@@ -211,6 +212,9 @@ class TrainTab(View):
         return f" · {said(training.data)} · {said(training.loss)}"
 
     def _invitation(self) -> str:
+        if not self.session.project.source.trainable:
+            refusal = no_training(self.session.project.source)
+            return f"{said(refusal.message)}. {said(refusal.hint)}"
         layers = self.session.layers
         counts = {
             name: int(layers[column].sum()) if len(layers) else 0

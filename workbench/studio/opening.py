@@ -16,12 +16,14 @@ from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.project import (
     MODEL_FILES,
+    TOML_NAME,
     DataSpec,
     Project,
     ProjectSettings,
     SourceSpec,
     TrainSpec,
     is_project,
+    read_settings,
     safe_name,
 )
 from workbench.studio.session import Session
@@ -79,7 +81,11 @@ def open_session(
     if isinstance(source, str | os.PathLike) and is_project(source):
         if project is not None and Path(project).resolve() != Path(source).resolve():
             raise WrongValue("source is a project already", where="project", hint="Leave it out.")
-        opened = Project.open(source)
+        known: Path | None = Path(source)
+    else:
+        known = None if data is not None else _known(source, project)
+    if known is not None:
+        opened = Project.open(known)
         try:
             _take_over(
                 opened, data, metric, train, batch_size=batch_size, batches=calibration_batches
@@ -130,17 +136,12 @@ def _settings(
     name, function = _metric_name(metric)
     threads = threads or _default_threads()
     if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        kind = _source_kind(text)
-        if kind in MODEL_FILES:
-            text = str(Path(text).expanduser().absolute())
-        data_spec = _data_spec(data, spec, kind, text)
+        title, model = _named(source)
+        data_spec = _data_spec(data, spec, model.kind, model.name)
         train_spec = _train_spec(train, data_spec)
-        title = safe_name(Path(text).stem if kind in MODEL_FILES else text.rsplit(":", 1)[-1])
         settings = ProjectSettings(
-            title, SourceSpec(kind, text), data_spec, name, threads=threads, seed=seed,
-            train=train_spec,
-        )  # fmt: skip
+            title, model, data_spec, name, threads=threads, seed=seed, train=train_spec
+        )
         _check_named(train_spec, function)
         return settings, None
     from torch import nn
@@ -184,6 +185,27 @@ def _check_named(train: TrainSpec, function: Any) -> None:
             where="metric",
             hint="Name it as package.module:function, or pass the model itself.",
         )
+
+
+def _named(source: str | os.PathLike[str]) -> tuple[str, SourceSpec]:
+    """What a project of a model that is a file or a name is called, and its source."""
+    text = os.fspath(source)
+    kind = _source_kind(text)
+    if kind in MODEL_FILES:
+        text = str(Path(text).expanduser().absolute())
+    title = Path(text).stem if kind in MODEL_FILES else text.rsplit(":", 1)[-1]
+    return safe_name(title), SourceSpec(kind, text)
+
+
+def _known(source: Any, project: str | Path | None) -> Path | None:
+    """The project that a model given without data has already; an example brings its data."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    title, model = _named(source)
+    folder = Path(project) if project is not None else Path(RUNS) / title
+    if model.kind == "zoo" or not is_project(folder):
+        return None
+    return folder if read_settings(folder / TOML_NAME).source == model else None
 
 
 def _source_kind(text: str) -> str:
@@ -328,7 +350,7 @@ def _take_over(
 ) -> None:  # fmt: skip
     """Other data, training data or metric for a project that was named by its folder."""
     old = opened.settings
-    if data is None and metric is None and train is None:
+    if data is metric is train is batch_size is batches is None:
         return
     if old.source.base.kind == "live":
         raise WrongValue(
@@ -338,12 +360,14 @@ def _take_over(
         )
     name, function = _metric_name(metric)
     wanted = old.data
-    if data is not None:
-        spec = DataSpec(
-            batch_size=batch_size or old.data.batch_size,
-            calibration_batches=batches or old.data.calibration_batches,
+    if wanted.kind != "zoo":  # an example's batches are as they are
+        wanted = replace(
+            wanted,
+            batch_size=batch_size or wanted.batch_size,
+            calibration_batches=batches or wanted.calibration_batches,
         )
-        wanted = _data_spec(data, spec, old.source.kind, old.source.name)
+    if data is not None:
+        wanted = _data_spec(data, wanted, old.source.kind, old.source.name)
     training = _train_spec(train, wanted)
     _check_named(training, function)
     _update(opened, replace(old, data=wanted, metric=name, train=training))

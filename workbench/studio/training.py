@@ -20,9 +20,9 @@ from workbench.engine.flows.training_checkpoint import remove_checkpoints
 from workbench.engine.flows.training_recipe import soft_cross_entropy
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.graph.capture import copy_model
+from workbench.studio.abilities import no_training
 from workbench.studio.code import load_object
 from workbench.studio.masks import masks_file
-from workbench.studio.project import FILE_SOURCES
 from workbench.studio.sources import base_model
 from workbench.studio.tasks import (
     Run,
@@ -134,14 +134,9 @@ def train(run: Run) -> None:
 
 
 def _require_source(run: Run) -> None:
-    kind = run.workspace.project.source.base.kind
-    if kind in FILE_SOURCES:
-        raise WrongState(
-            f"a model that was opened from {FILE_SOURCES[kind]} cannot be trained",
-            where="model",
-            hint="Open it from Python: wb.open(model, data=…, train=loader), or "
-            "package.module:factory. Quantisation without training works as it is.",
-        )
+    source = run.workspace.project.source
+    if not source.trainable:
+        raise no_training(source)
 
 
 def _begin(
