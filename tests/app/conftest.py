@@ -45,7 +45,8 @@ def server(panel_server: RestartableServer) -> str:
 def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     """``new_page(project)`` opens the workbench and waits for its table; its clock may be ahead.
 
-    Requests that leave the machine and script errors fail the test at its end.
+    Requests that leave the machine, script errors, and models that are sent back to the server
+    fail the test at its end.
     """
     contexts: list[Any] = []
     faults: list[str] = []
@@ -53,6 +54,10 @@ def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     def request(request: Any) -> None:
         if not request.url.startswith((server, server.replace("http", "ws"), "data:", "blob:")):
             faults.append(f"request to {request.url}")
+
+    def sent(frame: str | bytes) -> None:
+        if isinstance(frame, str) and '"type":"object"' in frame:
+            faults.append(f"a model was sent back: {frame[:300]}")
 
     def open_page(project: str, days_ahead: int = 0, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
@@ -62,6 +67,7 @@ def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
         page = context.new_page()
         page.set_default_timeout(60_000)
         page.on("request", request)
+        page.on("websocket", lambda socket: socket.on("framesent", sent))
         page.on("pageerror", lambda error: faults.append(f"script error: {error}"))
         # The first page of a server imports the app, and a new project starts its worker.
         page.goto(f"{server}/apps?project={project}", timeout=90_000)

@@ -19,7 +19,7 @@ from workbench.app.style import THEME, page_sx
 
 NAME = "Compression Workbench"
 _ACCESS = Path(__file__).with_name("access.js")
-_MENDED = [Path(__file__).with_name(f"{name}.js") for name in ("echoes", "tables")]
+_MENDED = [Path(__file__).with_name(f"{name}.js") for name in ("echoes", "known", "tables")]
 """What is put right in Panel's part of the page."""
 _PLOTLY = "bundled/plotlyplot"
 

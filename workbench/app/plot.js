@@ -208,6 +208,7 @@ export function render({ model, el }) {
       if (!ready) {
         ready = true;
         listen();
+        performance.mark("wb-chart-drawn");
       }
     });
   };

@@ -24,6 +24,7 @@
     if (this.hasNewData) {
       this.setData().then(() => this.postUpdate());
     }
+    performance.mark("wb-table-drawn");
   };
 
   // Panel asks without a pause whether all style sheets have come, and believes that those have not
