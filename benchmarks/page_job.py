@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Row, threads
-from benchmarks.page_scripts import CLICK_UNTIL_DONE
+from benchmarks.page_paint import DRAWN, MARKS
+from benchmarks.page_scripts import PRESS_UNTIL_GONE, toggles
 from workbench.studio import open_session
 from workbench.studio.jobs import kill_worker
 
@@ -16,17 +17,8 @@ EXAMPLE = "digits-mobilenet-hard"
 TOGGLES = 9
 
 
-def _until(page: Any, expression: str, seconds: float = 120.0) -> float:
-    start = time.perf_counter()
-    page.wait_for_function(expression, timeout=seconds * 1000)
-    return time.perf_counter() - start
-
-
 def _toggles(page: Any) -> float:
-    found = [
-        page.evaluate(CLICK_UNTIL_DONE, ["quant_enable", 1 + i % 3]) for i in range(TOGGLES + 1)
-    ]
-    return float(statistics.median(found[1:]))
+    return statistics.median(toggles(page, TOGGLES + 1)[1])
 
 
 def measure_job(browser: Any, address: str, home: Path) -> list[Row]:
@@ -52,16 +44,13 @@ def measure_job(browser: Any, address: str, home: Path) -> list[Row]:
 
         start = time.perf_counter()
         page.reload(wait_until="commit")
-        page.locator(".tabulator-row").first.wait_for()
+        page.wait_for_function(DRAWN, arg=list(MARKS))
         cancel.wait_for()
         reload = time.perf_counter() - start
 
         page.wait_for_timeout(1500)
         running = running and cancel.is_visible()
-        start = time.perf_counter()
-        cancel.click()
-        cancel.wait_for(state="hidden", timeout=60_000)
-        cancelled = time.perf_counter() - start
+        cancelled = page.evaluate(PRESS_UNTIL_GONE, "Cancel") / 1000
         session.poll()
         state = session.job.state if session.job else "gone"
     finally:
@@ -79,7 +68,7 @@ def measure_job(browser: Any, address: str, home: Path) -> list[Row]:
             f"{EXAMPLE}: {busy:.0f} and {idle:.0f} ms{told}",
         ),
         Row(
-            "reload during a job: table and job are back", threads(), reload, "s", 3.0,
+            "reload during a job: table, chart and job are back", threads(), reload, "s", 3.0,
             f"the search goes on{told}",
         ),
         Row(

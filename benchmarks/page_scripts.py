@@ -1,5 +1,9 @@
 """What the benchmarks of the page do inside the browser; the page is a tree of shadow roots."""
 
+from __future__ import annotations
+
+from typing import Any
+
 _ALL = """
   const all = (selector, root = document, found = []) => {
     found.push(...root.querySelectorAll(selector));
@@ -10,7 +14,8 @@ _ALL = """
   };
 """
 
-# Click a tick; milliseconds until its cell and the top bar show the new state.
+# Click a tick; milliseconds until its cell and the top bar show the new state, and until the chart
+# does too.
 CLICK_UNTIL_DONE = (
     """
 ([field, index]) => new Promise((resolve) => {"""
@@ -18,18 +23,48 @@ CLICK_UNTIL_DONE = (
     + """
   const cell = () => all(`.tabulator-cell[tabulator-field='${field}'] [role='checkbox']`)[index];
   const readout = () => all('.wb-readout').at(-1).innerText;
-  const tick = cell().getAttribute('aria-checked'), text = readout();
+  const plot = all('.js-plotly-plot').find((node) => (node._fullLayout.shapes || [])[0]);
+  const tick = cell().getAttribute('aria-checked'), text = readout(), { data } = plot;
   const start = performance.now();
+  let near = 0;
   const wait = () => {
-    if (cell().getAttribute('aria-checked') !== tick && readout() !== text) {
-      resolve(performance.now() - start);
-    } else if (performance.now() - start > 10000) {
-      resolve(NaN);
+    const now = performance.now() - start;
+    if (!near && cell().getAttribute('aria-checked') !== tick && readout() !== text) {
+      near = now;
+    }
+    if (near && plot.data !== data) {
+      resolve([near, now]);
+    } else if (now > 10000) {
+      resolve([NaN, NaN]);
     } else {
       setTimeout(wait, 2);
     }
   };
   cell().click();
+  wait();
+})
+"""
+)
+
+# Press a button; milliseconds until it is gone.
+PRESS_UNTIL_GONE = (
+    """
+(label) => new Promise((resolve) => {"""
+    + _ALL
+    + """
+  const button = all('button').find(
+    (node) => node.innerText.trim() === label && node.checkVisibility());
+  const start = performance.now();
+  const wait = () => {
+    if (!button.isConnected || !button.checkVisibility()) {
+      resolve(performance.now() - start);
+    } else if (performance.now() - start > 60000) {
+      resolve(NaN);
+    } else {
+      setTimeout(wait, 2);
+    }
+  };
+  button.click();
   wait();
 })
 """
@@ -63,3 +98,13 @@ WATCH_DRAG = (
 }
 """
 )
+
+
+def toggles(page: Any, count: int) -> tuple[list[float], list[float]]:
+    """Click so many ticks, one after the other, each when the last one's chart is drawn.
+
+    Milliseconds until table and top bar follow, and until the chart does; without the first.
+    """
+    found = [page.evaluate(CLICK_UNTIL_DONE, ["quant_enable", 1 + i % 3]) for i in range(count)]
+    near, all_views = zip(*found[1:], strict=True)
+    return list(near), list(all_views)
