@@ -76,6 +76,11 @@ def test_metric_with_float_and_the_best_marked() -> None:
     low, high = figure.layout.yaxis.range
     assert low < 0.894 and high > 0.98
     assert notes(figure) == ["float<br>98.0 %", "before training<br>89.4 %"]
+    for before, sides in ((0.894, ["bottom", "top"]), (0.98, ["bottom", "top"])):
+        close = metric_chart(evaluations, metric_float=0.98, metric_before=before)
+        assert [note.yanchor for note in close.layout.annotations] == sides
+    better = metric_chart(evaluations, metric_float=0.98, metric_before=0.985)
+    assert [note.yanchor for note in better.layout.annotations] == ["top", "bottom"]
     psnr = metric_chart(evaluations.assign(metric=[20.0, 21.0, 22.0]), metric_name="psnr")
     assert psnr.layout.yaxis.tickformat is None
 

@@ -27,7 +27,6 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
             "background": {"default": PAPER[dark], "paper": PAPER[dark]},
             "text": {"primary": colours.text, "secondary": colours.muted},
             "divider": colours.grid,
-            "action": {"active": colours.muted},
         },
         "typography": {
             "fontFamily": FONT,
@@ -57,6 +56,10 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
                 }
             },
             "MuiChip": {"styleOverrides": {"root": {"height": 22, "fontSize": 12}}},
+            # Plus and minus of a number are nearly the ground's colour in the dark otherwise.
+            "MuiInputAdornment": {
+                "styleOverrides": {"root": {"& .MuiIconButton-root": {"color": colours.muted}}}
+            },
             "MuiDialogTitle": {"styleOverrides": {"root": {"padding": "14px 16px 8px"}}},
             "MuiInputLabel": {
                 "styleOverrides": {

@@ -110,15 +110,17 @@ def metric_chart(
             hovertemplate="%{hovertext}<extra></extra>",
             showlegend=False,
         )
-    for value, words, colour, dash in (
-        (metric_float, _("float"), colours.text, "dash"),
-        (metric_before, _("before training"), colours.bad, "dot"),
+    # The text of the higher line stands above it, that of the lower one below: they may be close.
+    fallen = not metric_before > metric_float
+    for value, words, colour, dash, side in (
+        (metric_float, _("float"), colours.text, "dash", "bottom" if fallen else "top"),
+        (metric_before, _("before training"), colours.bad, "dot", "top" if fallen else "bottom"),
     ):
         if math.isfinite(value):
             figure.add_hline(y=value, line={"color": colour, "dash": dash, "width": 1.5})
             figure.add_annotation(
                 x=1, xref="paper", xanchor="left", xshift=4, y=value, align="left",
-                text=f"{words}<br>{formats.metric(value, metric_name)}",
+                yanchor=side, text=f"{words}<br>{formats.metric(value, metric_name)}",
                 showarrow=False, font={"size": 11, "color": colours.muted},
             )  # fmt: skip
     known = [v for v in (metric_float, metric_before) if math.isfinite(v)]
