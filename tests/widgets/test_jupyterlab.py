@@ -103,6 +103,14 @@ def lab(tmp_path: Path, graph: Path) -> Iterator[str]:
         yield base
 
 
+WIDE = """
+() => [...document.querySelectorAll(".wb-chart")].every((box) => {
+  const drawn = box.querySelector(".js-plotly-plot .main-svg");
+  return drawn && Math.abs(drawn.clientWidth - box.clientWidth) < 24;
+})
+"""
+
+
 def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 2200})
     page = context.new_page()
@@ -124,6 +132,8 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
         raise
 
     try:
+        # The chart is as wide as its cell.
+        page.wait_for_function(WIDE, timeout=30000)
         # The table toggles, the chart follows.
         before = bars.nth(3).get_attribute("style")
         boxes.nth(3).click()

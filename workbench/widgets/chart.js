@@ -8,6 +8,35 @@ function save(name, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
+// Plotly draws before the cell has a width, 700 pixels then, and later listens to the window alone.
+// A change of size before there are traces would leave the plot without them.
+const TRACES = ["trace", "slice", "heatmaplayer image"].map((x) => `.js-plotly-plot .${x}`).join();
+
+function asWideAsTheCell(el) {
+  let width = 0;
+  let waiting = 0;
+  const look = () => {
+    const box = el.closest(".wb-chart");
+    if (!box || box.clientWidth === width || !box.querySelector(TRACES)) return;
+    width = box.clientWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(() => window.dispatchEvent(new Event("resize")), 300);
+  };
+  const sizes = new ResizeObserver(look);
+  const nodes = new MutationObserver(look);
+  requestAnimationFrame(() => {
+    const box = el.closest(".wb-chart");
+    if (!box) return;
+    sizes.observe(box);
+    nodes.observe(box, { childList: true, subtree: true });
+  });
+  return () => {
+    clearTimeout(waiting);
+    sizes.disconnect();
+    nodes.disconnect();
+  };
+}
+
 function render({ model, el }) {
   const add = (text, title, action) => {
     const button = document.createElement("button");
@@ -37,7 +66,11 @@ function render({ model, el }) {
     }
   };
   model.on("msg:custom", heard);
-  return () => model.off("msg:custom", heard);
+  const stop = asWideAsTheCell(el);
+  return () => {
+    stop();
+    model.off("msg:custom", heard);
+  };
 }
 
 export default { render };
