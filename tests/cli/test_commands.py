@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -175,6 +177,12 @@ def test_an_interrupt_keeps_what_was_finished(
     monkeypatch.setattr("workbench.studio.session.Session.evaluate", interrupted)
     assert run("calibrate", project) == 130
     assert "kept" in capsys.readouterr().err
+
+    class Loading(ModuleType):
+        __getattr__ = interrupted
+
+    monkeypatch.setitem(sys.modules, "workbench.cli.progress", Loading("progress"))
+    assert run("calibrate", project) == 130
 
 
 def test_wrong_words_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

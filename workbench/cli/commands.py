@@ -38,12 +38,13 @@ def run_all(given: argparse.Namespace) -> int:
 
 
 def _run(source: str, given: argparse.Namespace) -> int:
-    from workbench.cli.progress import Terminal
-    from workbench.studio import open_session
-
     command = COMMANDS[given.command]
     session: Session | None = None
     try:
+        # Here, as loading torch takes long enough to be interrupted.
+        from workbench.cli.progress import Terminal
+        from workbench.studio import open_session
+
         session = open_session(
             source, _data(given), given.metric, given.folder, train=given.train_data
         )
