@@ -19,6 +19,7 @@ BAR = {False: "#f6f8fa", True: "#191f26"}
 
 
 def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
+    icons = {"styleOverrides": {"root": {"& .MuiIconButton-root": {"color": colours.muted}}}}
     return {
         "palette": {
             "primary": {"main": colours.accent, "contrastText": PAPER[dark]},
@@ -56,10 +57,10 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
                 }
             },
             "MuiChip": {"styleOverrides": {"root": {"height": 22, "fontSize": 12}}},
-            # Plus and minus of a number are nearly the ground's colour in the dark otherwise.
-            "MuiInputAdornment": {
-                "styleOverrides": {"root": {"& .MuiIconButton-root": {"color": colours.muted}}}
-            },
+            # Plus and minus of a number, and the cross of a dialog, are nearly the ground's colour
+            # in the dark otherwise.
+            "MuiInputAdornment": icons,
+            "MuiDialog": icons,
             "MuiDialogTitle": {"styleOverrides": {"root": {"padding": "14px 16px 8px"}}},
             "MuiInputLabel": {
                 "styleOverrides": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.engine.analysis.module_layers import ChannelProfile, WeightError
 
 _SMALLEST = 1e-12
+_MOST_NAMES = 14  # beside each other under a third of the page
 
 
 def weight_error_chart(
@@ -50,12 +52,13 @@ def weight_error_chart(
             ),
         )
     figure.update_layout(margin={"l": 64, "r": 16, "t": 30, "b": 116})
+    step = math.ceil(len(layers) / _MOST_NAMES)
     figure.update_xaxes(
         type="category",  # a layer's name may look like a number
         categoryorder="array",
         categoryarray=layers,
-        tickvals=layers,
-        ticktext=[_label(name) for name in layers],
+        tickvals=layers[::step],
+        ticktext=[_label(name) for name in layers[::step]],
         tickangle=-60,
     )
     figure.update_yaxes(

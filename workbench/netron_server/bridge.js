@@ -86,6 +86,18 @@
         }
     });
 
+    // Black or white, whichever is legible on a #rrggbb; anything else keeps Netron's own.
+    const ink = (color) => {
+        if (!/^#[0-9a-f]{6}$/i.test(color)) {
+            return '';
+        }
+        const [red, green, blue] = [1, 3, 5].map((at) => {
+            const part = parseInt(color.slice(at, at + 2), 16) / 255;
+            return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+        });
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? '#000' : '#fff';
+    };
+
     const paint = () => {
         for (const node of document.querySelectorAll('[id^="node-name-"]')) {
             const color = state.colors[node.id.slice('node-name-'.length)] || '';
@@ -93,6 +105,9 @@
                 if (path.style.fill !== color) {
                     path.style.fill = color;
                 }
+            }
+            for (const text of node.querySelectorAll('.node-item-type > text')) {
+                text.style.fill = ink(color);
             }
         }
     };
