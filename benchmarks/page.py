@@ -21,6 +21,7 @@ from playwright.sync_api import sync_playwright
 from benchmarks.harness import Row, report, threads
 from benchmarks.page_job import measure_job
 from benchmarks.page_paint import DRAWN, MARKS, first_paint
+from benchmarks.page_prune import measure_slider, prepare_plans
 from benchmarks.page_scripts import WATCH_DRAG, toggles
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.project import Project
@@ -167,6 +168,7 @@ def idle_memory(browser: Any, address: str, server: int) -> list[Row]:
 def main() -> None:
     home = Path(tempfile.mkdtemp())
     prepare(home)
+    prepare_plans(home, layers(60))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -199,6 +201,7 @@ def main() -> None:
             first.close()
             rows = first_paint(playwright, FLAGS, f"{address}/apps?project=bench-60")
             rows += measure(browser, address)
+            rows += measure_slider(browser, address)
             rows += idle_memory(browser, address, server.pid)
             rows += measure_job(browser, address, home)
             browser.close()

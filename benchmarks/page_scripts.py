@@ -99,6 +99,68 @@ WATCH_DRAG = (
 """
 )
 
+_PLAN = (
+    _ALL
+    + """
+  const plot = all('.js-plotly-plot').find(
+    (node) => node.checkVisibility() && node._fullLayout.barmode === 'stack');
+  const figures = all('.wb-readout').filter(
+    (node) => node.checkVisibility() && node.innerText.includes('→')).at(-1).getRootNode();
+  const text = () => figures.querySelector('.wb-readouts').textContent;
+"""
+)
+
+# Move the slider of plans by one step; milliseconds until figures and chart show another plan.
+STEP_UNTIL_DONE = (
+    """
+() => new Promise((resolve) => {"""
+    + _PLAN
+    + """
+  const before = { text: text(), data: plot.data };
+  const start = performance.now();
+  const wait = () => {
+    if (text() !== before.text && plot.data !== before.data) {
+      resolve(performance.now() - start);
+    } else if (performance.now() - start > 10000) {
+      resolve(NaN);
+    } else {
+      setTimeout(wait, 2);
+    }
+  };
+  const slider = all("input[type='range']").find((node) => node.checkVisibility());
+  slider.focus();
+  const key = { key: 'ArrowRight', bubbles: true, cancelable: true, composed: true };
+  slider.dispatchEvent(new KeyboardEvent('keydown', key));
+  wait();
+})
+"""
+)
+
+# Note when the figures of a plan and its chart change, and when the slider is let go.
+WATCH_SLIDER = (
+    """
+() => {"""
+    + _PLAN
+    + """
+  const seen = window.wbSlider = { figures: [], charts: [], released: 0 };
+  document.addEventListener('pointerup', () => { seen.released = performance.now(); }, true);
+  let shown = text(), { data } = plot;
+  const watch = () => {
+    if (text() !== shown) {
+      shown = text();
+      seen.figures.push(performance.now());
+    }
+    if (plot.data !== data) {
+      ({ data } = plot);
+      seen.charts.push(performance.now());
+    }
+    setTimeout(watch, 4);
+  };
+  watch();
+}
+"""
+)
+
 
 def toggles(page: Any, count: int) -> tuple[list[float], list[float]]:
     """Click so many ticks, one after the other, each when the last one's chart is drawn.

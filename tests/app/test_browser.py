@@ -7,6 +7,7 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -79,6 +80,14 @@ ECHO = """() => {
 }"""
 
 
+# A table that still waits to be drawn for its size asks again and again whether it may.
+WAITING_TABLES = """() => [...Bokeh.documents[0]._all_models.values()]
+  .filter((found) => found.type.endsWith("DataTabulator"))
+  .map((model) => Bokeh.index.find_one_by_id(model.id))
+  .filter((view) => view && view.container)
+  .map((view) => view._resize_pending)"""
+
+
 def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> None:
     page = new_page(PROJECT)
     total = all_on(page)
@@ -96,7 +105,7 @@ def test_a_tab_comes_back_as_it_was_and_follows_at_once(new_page: NewPage) -> No
         table.wait_for()
         app_page.wait_until(lambda: app_page.is_ticked(page, FIRST), what="tick back")
     assert table.get_attribute("data-first") == "yes"
-    assert app_page.bar(page, 0).is_visible()
+    app_page.bar(page, 0).wait_for()
 
     # What arrives while a table is being built is in it: here all rows but two are taken away.
     page.evaluate(CHANGE_WHILE_BUILDING)
@@ -118,8 +127,9 @@ def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:
     app_page.comes_back(page, page.reload)
     page.get_by_role("button", name="Download ptq.json").wait_for()
     tabs.last.focus()
-    assert tabs.last.evaluate("node => node.matches(':focus') && node.tabIndex === 0")
-    assert tabs.first.get_attribute("tabindex") == "-1"
+    expect(tabs.last).to_be_focused()
+    expect(tabs.last).to_have_attribute("tabindex", "0")
+    expect(tabs.first).to_have_attribute("tabindex", "-1")
 
 
 def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> None:
@@ -140,7 +150,8 @@ def test_edits_survive_a_reload_and_reach_a_second_window(new_page: NewPage) -> 
     app_page.comes_back(page, page.reload)
     page.get_by_text("2 selected").wait_for()
     settle(page, total - 1)
-    assert not app_page.is_ticked(page, FIRST)
+    app_page.wait_until(lambda: not app_page.is_ticked(page, FIRST), what="the table")
+    app_page.wait_until(lambda: page.evaluate(WAITING_TABLES) == [False], what="a page at rest")
 
 
 def test_a_box_selects_and_the_buttons_change_the_selection(new_page: NewPage) -> None:
@@ -164,7 +175,7 @@ def test_filter_narrows_chart_and_table_alike(new_page: NewPage) -> None:
     app_page.wait_until(lambda: page.locator(".tabulator-row").count() < 20, what="fewer rows")
     bars = page.locator(".barlayer .trace").first.locator(".point")
     app_page.wait_until(lambda: bars.count() == page.locator(".tabulator-row").count(), what="same")
-    assert not page.get_by_text(FIRST, exact=True).count()
+    expect(page.get_by_text(FIRST, exact=True)).to_have_count(0)
 
 
 def test_dark_theme_reaches_chart_and_numbers(new_page: NewPage) -> None:

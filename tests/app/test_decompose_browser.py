@@ -8,6 +8,7 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 from wide_net import write_wide_net
 
 from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec
@@ -37,9 +38,9 @@ def test_decomposition_from_the_page(
     button(page, "Dry run").click()
     page.get_by_text("1 of 2 convolutions would be decomposed.").wait_for(timeout=120_000)
     row = page.locator("table.wb tr").filter(has_text="64×64×3×3")
-    assert "wide" in row.inner_text() and "0.0 %" in row.inner_text()
-    before = page.locator(".wb-readout").filter(has_text="parameters").inner_text()
-    assert "→" in before
+    expect(row).to_contain_text("wide")
+    expect(row).to_contain_text("0.0 %")
+    expect(page.locator(".wb-readout").filter(has_text="parameters")).to_contain_text("→")
 
     app_page.job_ends(page)
     app_page.comes_back(page, page.reload)
@@ -50,14 +51,12 @@ def test_decomposition_from_the_page(
     link.click()
     page.wait_for_url(f"**?project={NEW}")
     page.locator(".tabulator-row").first.wait_for(timeout=90_000)
-    shapes = {
-        name: app_page.cell(page, name, "shape").inner_text() for name in ("wide.0", "wide.1")
-    }
-    assert shapes == {"wide.0": "32×64×3×1", "wide.1": "64×32×1×3"}
+    for name, shape in (("wide.0", "32×64×3×1"), ("wide.1", "64×32×1×3")):
+        expect(app_page.cell(page, name, "shape")).to_have_text(shape)
 
     page.get_by_role("tab", name="Export", exact=True).click()
     for side, name in (("left", "before decomposition"), ("right", "after decomposition")):
-        assert page.get_by_role("combobox", name=side).inner_text() == name
+        expect(page.get_by_role("combobox", name=side)).to_have_text(name)
     graphs = page.locator("iframe")
     app_page.wait_until(lambda: graphs.count() == 2, what="two graphs")
     for index, name in ((0, "wide"), (1, "wide.0"), (1, "wide.1")):

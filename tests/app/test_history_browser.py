@@ -10,6 +10,7 @@ from typing import Any
 import app_page
 import history_case as case
 import pytest
+from playwright.sync_api import expect
 from sample_layers import layer
 
 from workbench.studio import Project
@@ -49,8 +50,7 @@ def test_history_from_filter_to_delete(
     row(page, "job 2").click()
     button(page, "Compare").click()
     region = page.get_by_role("region", name="Comparison")
-    region.wait_for()
-    assert "1 layer differs" in region.inner_text()
+    expect(region).to_contain_text("1 layer differs")
     row(page, "job 2").click()
     page.get_by_text("Choose a second one").wait_for()
 
@@ -63,8 +63,13 @@ def test_history_from_filter_to_delete(
     )
     button(page, "Open in Layers").click()
     page.locator(".tabulator-cell[tabulator-field='quant_enable']").first.wait_for()
-    app_page.wait_until(lambda: not app_page.is_ticked(page, "stem"), what="trial 1 is open")
-    assert not app_page.is_ticked(page, "head") and app_page.is_ticked(page, "body.a")
+    app_page.wait_until(
+        lambda: (
+            [app_page.is_ticked(page, name) for name in ("stem", "head", "body.a")]
+            == [False, False, True]
+        ),
+        what="trial 1 is open",
+    )
 
     # What the chart draws, as a picture and as figures.
     chart = page.get_by_role("figure", name="Chart of the layers")

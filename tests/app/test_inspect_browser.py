@@ -9,6 +9,7 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -32,8 +33,8 @@ def test_compare_use_and_undo(new_page: NewPage, workbench_home: Path) -> None:
     # A layer never looked at is compared at once.
     row(page, "HFMG", "use").wait_for(timeout=120_000)
     app_page.job_ends(page)
-    assert "in use" in row(page, "IFMR", "state").inner_text()
-    assert row(page, "min–max", "use").inner_text().strip() == ""
+    expect(row(page, "IFMR", "state")).to_contain_text("in use")
+    expect(row(page, "min–max", "use")).to_have_text("")
     row(page, "HFMG + DMQ 0.5", "use").click()
     app_page.wait_until(
         lambda: "in use" in row(page, "HFMG + DMQ 0.5", "state").inner_text(), what="in use"
@@ -49,12 +50,12 @@ def test_compare_use_and_undo(new_page: NewPage, workbench_home: Path) -> None:
     app_page.wait_until(
         lambda: app_page.cell(page, layer, "act_algo").inner_text().strip() == "HFMG", what="table"
     )
-    assert app_page.cell(page, layer, "dmq").inner_text().strip() == "0.5"
+    expect(app_page.cell(page, layer, "dmq")).to_have_text("0.5")
     page.get_by_role("button", name="Undo").click()
     app_page.wait_until(
         lambda: app_page.cell(page, layer, "act_algo").inner_text().strip() == "IFMR", what="undone"
     )
-    assert app_page.cell(page, layer, "dmq").inner_text().strip() == "—"
+    expect(app_page.cell(page, layer, "dmq")).to_have_text("—")
     page.get_by_role("tab", name="Inspect").click()
     row(page, "HFMG", "use").wait_for()
     app_page.comes_back(page, page.reload)
@@ -80,7 +81,7 @@ def test_menus_of_the_selection_and_of_a_cell(new_page: NewPage) -> None:
         lambda: app_page.cell(page, names[0], "act_algo").inner_text().strip() == "IFMR",
         what="both back in one step",
     )
-    assert app_page.cell(page, names[1], "act_algo").inner_text().strip() == "IFMR"
+    expect(app_page.cell(page, names[1], "act_algo")).to_have_text("IFMR")
     app_page.cell(page, names[0], "wts_algo").click()
     page.locator(".tabulator-edit-list-item").get_by_text("ADA", exact=True).click()
     app_page.wait_until(

@@ -8,6 +8,7 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -45,10 +46,10 @@ def test_the_switch_turns_the_page_into_chinese_for_this_browser_only(new_page: 
     is_there(page)
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     assert not re.search("[A-Za-z]{3}", tabs(page)), tabs(page)
-    assert page.get_by_label("按名称筛选").input_value() == "depthwise", "the window is as it was"
+    expect(page.get_by_label("按名称筛选")).to_have_value("depthwise")
     page.get_by_role("button", name="复制为 Python").wait_for()
-    assert "位运算量" in page.locator(".wb-readouts").inner_text()
-    assert "误差" in (page.locator(".g-ytitle").first.text_content() or "")
+    expect(page.locator(".wb-readouts")).to_contain_text("位运算量")
+    expect(page.locator(".g-ytitle").first).to_contain_text("误差")
 
     before = quantised(page)
     name = "blocks.0.depthwise.conv"
@@ -77,7 +78,7 @@ def test_the_switch_turns_the_page_into_chinese_for_this_browser_only(new_page: 
 def test_a_chinese_browser_is_greeted_in_chinese(new_page: NewPage) -> None:
     page = new_page(PROJECT, locale="zh-CN")
     page.get_by_role("tab", name="单层检查").wait_for()
-    assert page.get_by_label("语言").input_value() == "zh"
+    expect(page.get_by_label("语言")).to_have_value("zh")
     # What is drawn later, by callbacks of its own, is in the same language.
     page.get_by_role("tab", name="训练", exact=True).click()
     page.get_by_text("损失将显示在这里").first.wait_for()

@@ -42,6 +42,9 @@ def test_searching_channels_and_pruning_them(
     words = capsys.readouterr().out
     assert "missed, the best is" in words and "--apply" in words
     assert not (project / "prune.cfg").exists()
+    for target in ("1", "0.5", "nan", "inf"):
+        assert run("prune-search", project, "--target", target, *few) == 2
+        assert "Allowed: above 1" in capsys.readouterr().err
 
     assert run("prune-search", project, "--target", "1.5", "--apply", "--json", *few) == 0
     found = json.loads(capsys.readouterr().out)

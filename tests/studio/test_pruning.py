@@ -171,6 +171,9 @@ def test_cells_of_the_table(searched: Session) -> None:
     assert searched.use_plan(99.0).reached < 3
     assert "no plan reaches 99×" in searched.notice
     searched.undo()
+    for target in (1, 0.5, math.nan, math.inf):
+        with pytest.raises(WrongValue, match="target is"):
+            searched.use_plan(target)
     with pytest.raises(WrongValue, match="0 is not allowed") as ends:
         searched.set_option(["head"], "prune_ratio", 0)
     assert "above 0 and below 1" in str(ends.value)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import Error
+from playwright.sync_api import Error, expect
+
+expect.set_options(timeout=30_000)  # as ``wait_until``; a machine with other work is slow
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0, what: str = "") -> None:
@@ -67,9 +69,8 @@ def job_ends(page: Any, *, seconds: float = 240.0) -> None:
     wait_until(
         lambda: page.get_by_role("button", name="Analyse", exact=True).is_enabled(), what="idle"
     )
-    assert not page.get_by_role("alert").filter(has_text="✕").count(), page.get_by_role(
-        "alert"
-    ).first.inner_text()
+    failures = page.get_by_role("alert").filter(has_text="✕")
+    assert not failures.count(), failures.first.inner_text()
 
 
 def start(page: Any, name: str) -> None:

@@ -17,6 +17,9 @@ LISTED = 12
 
 
 def _search(session: Session, given: argparse.Namespace) -> None:
+    from workbench.studio.pruning_control import check_target
+
+    check_target(given.target)
     session.search_pruning(
         sensitivity=given.sensitivity,
         batches=given.batches,

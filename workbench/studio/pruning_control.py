@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ class PruningControl:
                 raise WrongState(
                     "there is no plan yet", where="use_plan", hint="Call search_pruning() first."
                 )
-            target = float(plan)
+            target = check_target(plan)
             plan = self.pruning.plan_for(target)
             if plan.reached < target:
                 self.notice = (
@@ -209,6 +210,17 @@ class PruningControl:
         }
         folder = "" if dry_run else new_folder(self.project, project, "decomposed")
         self.start("decompose", wait=wait, dry_run=bool(dry_run), folder=folder, options=options)
+
+
+def check_target(target: float) -> float:
+    """How many times fewer bit-operations: ``WrongValue`` for what asks for no plan at all."""
+    if not 1 < float(target) < math.inf:
+        raise WrongValue(
+            f"target is {target!r}",
+            where="target",
+            hint="Allowed: above 1; 2 asks for half of the bit-operations.",
+        )
+    return float(target)
 
 
 def new_folder(project: Project, wanted: str | os.PathLike[str] | None, ending: str) -> str:

@@ -440,6 +440,27 @@ def test_a_refused_group_is_named_and_not_in_the_record(
     assert pruned.workbench_prune.blocked()["a"]
 
 
+class OneSample(nn.Module):
+    """Its code has the number of samples in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).reshape(1, -1))
+
+
+def test_a_model_that_runs_with_one_sample_only(tmp_path: Path) -> None:
+    flow, data = Flow(tmp_path, OneSample()), IMAGES[:1]
+    with pytest.raises(RuntimeError):
+        flow.model(IMAGES)
+    pruned = flow.create(setting(0.5), data)
+    assert shapes(pruned) == {"a": (8, 3, 3, 3), "b": (4, 8, 3, 3), "fc": (5, 4 * 64)}
+    assert torch.equal(flow.restore(pruned, data)(data), pruned(data))
+
+
 def test_mixture_of_modes(net: Flow) -> None:
     sparse = "prune_config { n_out_of_m_pruner { l1_selective_prune { } } }"
     pruned = net.create(sparse + override("c2", 0.5))
