@@ -23,6 +23,7 @@ import onnx
 import pytest
 import torch
 from pictures import make_pictures
+from playwright.sync_api import expect
 from servers import free_port, running_server
 from studio_models import make_data, make_net
 
@@ -197,6 +198,8 @@ def test_a_project_has_copies_of_its_files(files: Path, home: Path) -> None:
     opened.close()
     with pytest.raises(WrongValue, match="is there already"):
         new_project("large", "large.onnx", "data.npz")
+    with pytest.raises(WrongValue, match="^name: “a/b” is not the name"):
+        new_project("a/b", "large.onnx", "data.npz")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +304,7 @@ def test_from_upload_to_layers(
     page.get_by_role("button", name="Create project").click()
     page.wait_for_url("**?project=my+net")
     page.locator(".tabulator-cell[tabulator-field='name']", has_text="conv1").wait_for()
-    assert page.locator(".tabulator-row").count() == 3
+    expect(page.locator(".tabulator-row")).to_have_count(3, timeout=30_000)
     page.get_by_text("birds, 3 classes, 12 samples").first.wait_for()
     with closing(Project.open(workbench_home / "projects" / "my net")) as made:
         assert (made.settings.train.kind, made.settings.data.kind) == ("folder", "folder")

@@ -52,7 +52,7 @@ def new_project(
     files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
     allowed or taken, ``MissingFile``, ``NotWritable``.
     """
-    folder = project_folder(name)
+    folder = project_folder(name, where=_("name"))
     if is_project(folder):
         raise WrongValue(
             _("“{name}” is there already").format(name=name),

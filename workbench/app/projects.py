@@ -38,12 +38,15 @@ def example_names() -> tuple[str, ...]:
     return tuple(zoo.names())
 
 
-def project_folder(name: str) -> Path:
-    """The folder of the project called ``name``; ``WrongValue`` for anything but a plain name."""
+def project_folder(name: str, where: str = "?project=") -> Path:
+    """The folder of the project called ``name``; ``WrongValue`` for anything but a plain name.
+
+    ``where``: the field, or the part of the address, that the name was read from.
+    """
     if not name or safe_name(name) != name:
         raise WrongValue(
             _("“{name}” is not the name of a project").format(name=name[:80]),
-            where="?project=",
+            where=where,
             hint=_("Letters, digits, spaces, dots, hyphens and underscores are allowed."),
         )
     root = projects_folder().resolve()
@@ -51,7 +54,7 @@ def project_folder(name: str) -> Path:
     if folder.parent != root:
         raise WrongValue(
             _("“{name}” lies outside the workspace").format(name=name),
-            where="?project=",
+            where=where,
             hint=_("Open a project from the list."),
         )
     return folder
