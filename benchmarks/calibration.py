@@ -10,11 +10,13 @@ from torch import nn
 
 from benchmarks.harness import Row, ratio, report, settled, threads
 from workbench.engine.files.config import QuantConfig, default_config
+from workbench.engine.files.record import Record
 from workbench.engine.flows.calibration import Calibration
 from workbench.engine.graph.capture import Captured, capture
 from workbench.zoo.architectures import mobilenet_v2, resnet18, resnet50, vit_small
 
 BINS = 8192
+REPEATS = 4
 NETWORKS: tuple[tuple[str, Callable[[], nn.Module], float, float], ...] = (
     ("ResNet-18", resnet18, 1.5, 0.0),
     ("ResNet-50", resnet50, 1.5, 2.0),
@@ -55,7 +57,7 @@ def measure(
         (f"HFMG {BINS} bins", with_hfmg(config), None, hfmg_target),
     ):
         calibrate, last = prepared(captured, given, limit, batch)
-        value, ours, plain = ratio(calibrate, forward, repeats=6)
+        value, ours, plain = ratio(calibrate, forward, repeats=REPEATS)
         figure = f"calibration ÷ forward, {title}, {mode}"
         rows.append(Row(figure, threads(), value, "×", target, f"{ours:.2f} s / {plain:.2f} s"))
         scales[mode] = last()
@@ -70,18 +72,21 @@ def measure(
 def prepared(
     captured: Captured, config: QuantConfig, limit: int | None, batch: torch.Tensor
 ) -> tuple[Callable[[], None], Callable[[], dict[str, float]]]:
-    """What is timed: the run over the batch. Weights and hooks are prepared outside."""
-    ready = [Calibration(captured, config, sample_limit=limit) for _ in range(8)]
+    """What is timed, the run over the batch, and the scales that the last run found.
+
+    Weights and hooks are prepared outside.
+    """
+    # Each can run once; one more for the warm-up.
+    ready = [Calibration(captured, config, sample_limit=limit) for _ in range(REPEATS + 1)]
+    records: list[Record] = []
 
     def calibrate() -> None:
         calibration = ready.pop()
         calibration.model(batch)
-        calibration.finalize()
+        records[:] = [calibration.finalize()]
 
     def scales() -> dict[str, float]:
-        last = ready.pop()
-        last.model(batch)
-        return {name: r.scale_d or 1.0 for name, r in last.finalize().layers.items()}
+        return {name: layer.scale_d or 1.0 for name, layer in records[0].layers.items()}
 
     return calibrate, scales
 

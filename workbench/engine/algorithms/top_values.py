@@ -8,15 +8,18 @@ from torch import Tensor
 ROW = 1024
 """Values per row of the two-level search."""
 
+# So many rows are still in the cache when they are read for the second time.
+_AT_ONCE = 512
+
 
 def row_extremes(values: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each run of ``ROW`` values, the last run maybe shorter."""
     whole = values.numel() // ROW * ROW
     low, high = [], []
     if whole:
-        rows = values[:whole].view(-1, ROW)
-        low.append(rows.amin(1))
-        high.append(rows.amax(1))
+        for rows in values[:whole].view(-1, ROW).chunk(-(-whole // (ROW * _AT_ONCE))):
+            low.append(rows.amin(1))
+            high.append(rows.amax(1))
     if whole < values.numel():
         tail = values[whole:]
         low.append(tail.amin().reshape(1))
