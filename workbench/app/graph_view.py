@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.netron_frame import NetronFrame
-from workbench.app.style import BESIDE
+from workbench.app.style import BESIDE, Wrapping
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts.sensitivity import bar_states
@@ -75,7 +75,7 @@ class GraphView(View):
             f"{escape(_('The graphs appear here after the first export.'))}</p>",
         )
         self.body = pn.Column(
-            pn.Row(
+            Wrapping(
                 *(
                     pn.Column(
                         select,
@@ -88,7 +88,6 @@ class GraphView(View):
                 ),
                 sizing_mode="stretch_width",
                 margin=0,
-                min_width=0,
                 styles={**BESIDE, "gap": "12px"},
             ),
             sizing_mode="stretch_width",

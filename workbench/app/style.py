@@ -80,13 +80,19 @@ _ALIGNED = {"align-items": "center", "gap": "8px", "flex-wrap": "wrap"}
 _CENTRED = ":host > * { align-self: center !important; }"
 
 
+class Wrapping(pn.Row):
+    """A row that may be narrower than all its children beside each other, so that it wraps."""
+
+    def _compute_sizing_mode(self, children: Any, props: Any) -> Any:
+        found = super()._compute_sizing_mode(children, props)
+        return {name: value for name, value in found.items() if name != "min_width"}
+
+
 def aligned(*controls: Any, css: str = "", **layout: Any) -> Any:
     """A row of controls on one line of sight, which wraps in a narrow window."""
     styles = {**_ALIGNED, **layout.pop("styles", {})}
     sheets = [_CENTRED, css] if css else [_CENTRED]
-    # Panel would keep room for all of them beside each other, however narrow the window.
-    layout = {"margin": 0, "min_width": 0, **layout}
-    return pn.Row(*controls, styles=styles, stylesheets=sheets, **layout)
+    return Wrapping(*controls, styles=styles, stylesheets=sheets, **{"margin": 0, **layout})
 
 
 BESIDE = {"flex-wrap": "wrap"}
