@@ -13,7 +13,7 @@ from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
-from workbench.app.style import aligned
+from workbench.app.style import BESIDE, aligned
 from workbench.app.variants_bar import VariantsBar
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
@@ -97,7 +97,7 @@ class FormatsTab(View):
                 pn.Column(_title(_("Weight error by layer")), self.errors, self.shown, **row),
                 pn.Column(_title(_("Input channels that stand out")), self.outliers, **row),
                 pn.Column(self.smoothing_title, self.smoothing, **row),
-                sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={"gap": "10px"},
+                sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={**BESIDE, "gap": "10px"},
             ),
             pn.Row(self.result, self.config_row, styles={"gap": "24px"}, **row),
             visible=False,

@@ -13,7 +13,7 @@ from workbench.app.plot import Plot
 from workbench.app.prune_settings import PruneSettings
 from workbench.app.shrink_tab import ShrinkTab
 from workbench.app.shrunk_result import figures_html, reasons_fold
-from workbench.app.style import aligned
+from workbench.app.style import BESIDE, aligned
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts import channel_plan_chart, channel_sensitivity_chart
 from workbench.studio.plan_choice import chosen_plan, in_order, nearest, plan_notes, plan_title
@@ -93,7 +93,7 @@ class PruneTab(ShrinkTab):
                     self.heat_box,
                     **row,
                 ),
-                sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={"gap": "16px"},
+                sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={**BESIDE, "gap": "16px"},
             ),
             self.about,
             self.blocked,
