@@ -44,13 +44,13 @@ class Actions(View):
         self.search = self._button(_("Auto-calibrate"), self.start_search, SEARCH_TAB)
         self.export = self._button(_("Export"), lambda: session.export(wait=False), EXPORT_TAB)
         self.text = ThemedHTML(
-            width=270,
+            width=236,  # the tabs beside it stay whole at 1280 pixels
             align="center",
             sizing_mode=None,
             styles={"text-align": "right"},
         )
         self.bar = pmui.LinearProgress(
-            width=90, value=0, margin=0, align="center", label=_("Progress of the job")
+            width=60, value=0, margin=0, align="center", label=_("Progress of the job")
         )
         self.cancel = pmui.Button(
             label=_("Cancel"), variant="outlined", color="error", size="small", margin=0
@@ -86,8 +86,8 @@ class Actions(View):
         self.running.visible = active
         if job is not None and active:
             self.text.fill(
-                f'<span role="status" title="{escape(said(job.message))}">'
-                f"{escape(progress_text(job))}</span>"
+                f'<div role="status" class="wb-fit" title="{escape(said(job.message))}">'
+                f"{escape(progress_text(job))}</div>"
             )
             known = bool(job.total) or job.state == "paused"
             self.bar.variant = "determinate" if known else "indeterminate"

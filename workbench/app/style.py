@@ -158,6 +158,7 @@ pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-rad
          padding: 12px 14px; margin: 0; overflow: auto; font-size: 12.5px; line-height: 1.5;
          font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 .wb-whole { white-space: nowrap; }
+.wb-fit { font-size: 12px; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 details summary { cursor: pointer; color: var(--wb-muted); }
 .wb-notice { border-left: 3px solid var(--wb-bad); background: var(--wb-bar); padding: 8px 12px; }
 .wb-info { border-left: 3px solid var(--wb-accent); background: var(--wb-bar); padding: 8px 12px; }
