@@ -125,15 +125,22 @@ def test_the_scales_have_the_batch_norms_in_them(saved: tuple[nn.Module, Path, R
 
 
 def test_four_bits_are_exported_as_trained(tmp_path: Path) -> None:
-    """The reference forgets the type, and the file clamps to eight bits (D10)."""
+    """The reference forgets the type, and the file clamps to eight bits (D10).
+
+    A channel that training switched off, whose bias has no int32 code at its scale, is saved, too.
+    """
     torch.manual_seed(1)
+    model = settled(plain_cnn())
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight[0], norm.bias[0] = 1e-12, 0.3
     layer = "distill_override_layers { layer_name: '%s' %s }"
     bits = (
         "distill_data_quant_config { ulq_quantize { dst_type: INT4 } } "
         "distill_weight_quant_config { ulq_distill { dst_type: INT4 } }"
     )
     cfg = " ".join(layer % (name, bits) for name in ("5", "7"))
-    student = distilled(settled(plain_cnn()), tmp_path, cfg)
+    student = distilled(model, tmp_path, cfg)
     save_distill_model(student, str(tmp_path / "net"), EXAMPLE, str(tmp_path / "r.txt"))
     record = read_record(tmp_path / "r.txt")
     assert (record.layers["5"].act_type, record.layers["5"].wts_type) == ("INT4", "INT4")

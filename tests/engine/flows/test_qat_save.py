@@ -71,6 +71,26 @@ def test_three_files_that_compute_the_same(saved: Files, trained: tuple[Files, n
     assert Path(saved.onnx("deploy")).stat().st_mode & 0o777 == 0o640
 
 
+def test_a_channel_that_training_switched_off_can_be_saved(tmp_path: Path) -> None:
+    """At its weights' own scale the bias that is left has no int32 code."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 3)
+    )
+    with torch.no_grad():
+        net[1].weight[2], net[1].bias[2] = 1e-12, 0.3
+    files, x = Files(tmp_path), batch(0)
+    model = make_model(files, net, x)
+    for seed in range(2):
+        model.train()(batch(seed))
+    eager = evaluate(model, x).numpy()
+    save(files, model)
+    session = ort.InferenceSession(files.onnx("fake_quant"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.abs(found - eager).max() <= 1e-4 * np.abs(eager).max()
+    record = read_record(files.record).layers["0"]
+    assert 0.29 / (record.scale_d * record.scale_w[2]) <= 2**30
+
+
 def test_nodes_of_the_deploy_file(saved: Files) -> None:
     graph = onnx.load(saved.onnx("deploy")).graph
     kinds = [node.op_type for node in graph.node]

@@ -29,6 +29,7 @@ from workbench.engine.flows.distill_student import make_float, student_layers
 from workbench.engine.flows.ptq import mark_data_types
 from workbench.engine.flows.qat_state import is_main_process, unwrapped
 from workbench.engine.flows.ranges import with_input_names
+from workbench.engine.flows.weights import all_with_room_for_bias
 from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.folding import FoldPlan, plan_folding
 from workbench.engine.graph.sources import input_names as graph_inputs
@@ -84,16 +85,22 @@ def save_distill_model(
     check(cancel)
     plan = plan_folding(captured, sync=True)
     found = _all_factors(layers, captured, plan)
+    records, weights = all_with_room_for_bias(
+        captured,
+        plan,
+        {name: factors.record for name, factors in found.items()},
+        {name: factors.weight for name, factors in found.items()},
+    )
     float_model = to_onnx(
         captured,
         plan,
-        weights={name: factors.weight for name, factors in found.items()},
+        weights=weights,
         input_names=input_names,
         output_names=output_names,
         dynamic_axes=dynamic_axes,
     )
     mark_data_types(float_model, found)
-    record = Record(layers={name: factors.record for name, factors in found.items()})
+    record = Record(layers=records)
     known = ranges_of(student)
     found_ranges = {} if known is None else known.found
     sidecar = Sidecar(ranges=with_input_names(found_ranges, graph_inputs(captured), input_names))

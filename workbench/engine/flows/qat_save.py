@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from workbench.engine.flows.qat_state import (
 )
 from workbench.engine.flows.ranges import with_input_names
 from workbench.engine.flows.selective import fold_selective_layers
+from workbench.engine.flows.weights import all_with_room_for_bias
 from workbench.engine.graph.capture import Captured, capture, copy_model
 from workbench.engine.graph.folding import FoldPlan, plan_folding
 from workbench.engine.graph.sources import input_names as graph_inputs
@@ -116,16 +118,20 @@ def write_trained(
     captured = capture(plain, input_data, on_event=on_event)
     check(cancel)
     plan = _fold_plan(captured, state)
+    record = state.record(factors, trained)
+    weights = {name: found.weight for name, found in factors.items()}
+    if not state.compat:
+        layers, weights = all_with_room_for_bias(captured, plan, record.layers, weights)
+        record = replace(record, layers=layers)
     float_model = to_onnx(
         captured,
         plan,
-        weights={name: found.weight for name, found in factors.items()},
+        weights=weights,
         input_names=input_names,
         output_names=output_names,
         dynamic_axes=dynamic_axes,
     )
     _mark_half(float_model, state)
-    record = state.record(factors, trained)
     ranges = with_input_names(state.ranges(), graph_inputs(captured), input_names)
     with tempfile.TemporaryDirectory(prefix="workbench-qat-") as folder:
         file = Path(folder) / "float.onnx"

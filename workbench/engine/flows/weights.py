@@ -22,7 +22,10 @@ from workbench.engine.algorithms.kl import kl_scale
 from workbench.engine.events import CancelToken, OnEvent, Progress, check, emit
 from workbench.engine.files.config import QuantConfig, WeightParams, default_weight
 from workbench.engine.files.record import LayerRecord
+from workbench.engine.flows.folding import folded_copy
 from workbench.engine.flows.rnn import recurrent_weights
+from workbench.engine.graph.capture import Captured
+from workbench.engine.graph.folding import FoldPlan
 from workbench.engine.graph.layers import LayerInfo
 from workbench.engine.graph.rnn import RNN_TYPES
 
@@ -116,6 +119,23 @@ def with_room_for_bias(
     rows = fake_quantize_weight(rows, scale, record.wts_bits, 0)
     rounded = from_channel_first(rows, transposed, info.groups).to(fake.dtype).contiguous()
     return replace(record, scale_w=tuple(scale.tolist())), rounded
+
+
+def all_with_room_for_bias(
+    captured: Captured,
+    plan: FoldPlan,
+    records: Mapping[str, LayerRecord],
+    weights: Mapping[str, Tensor],
+) -> tuple[dict[str, LayerRecord], dict[str, Tensor]]:
+    """``with_room_for_bias`` for every layer of a trained network, as it is after folding."""
+    folded = folded_copy(captured, plan)
+    found = {
+        name: with_room_for_bias(
+            folded.get_submodule(name), captured.layers[name], record, weights[name]
+        )
+        for name, record in records.items()
+    }
+    return {n: r for n, (r, _) in found.items()}, {n: w for n, (_, w) in found.items()}
 
 
 def balanced_weight(weight: Tensor, info: LayerInfo, factors: tuple[float, ...]) -> Tensor:
