@@ -11,6 +11,7 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 from servers import RestartableServer
 
 from workbench.studio import jobtable
@@ -20,9 +21,14 @@ from workbench.studio.store import Store
 
 pytestmark = pytest.mark.browser
 
-QUICK = "digits-autoencoder"  # files that share a server do not share these projects
-OTHER = "digits-resnet"
+QUICK = "digits-autoencoder"  # no other file has this one
+OTHER = "safety"
 NewPage = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def project(workbench_home: Path) -> None:
+    app_page.own_project(workbench_home, OTHER, "digits-resnet")
 
 
 @pytest.fixture
@@ -59,9 +65,9 @@ def test_a_killed_worker_fails_the_job_in_words_and_the_next_job_runs(
     os.kill(worker_of(QUICK), signal.SIGKILL)
     alert = page.get_by_role("alert").filter(has_text="the worker died")
     alert.wait_for()
-    assert "the project is safe" in alert.inner_text()
+    expect(alert).to_contain_text("the project is safe")
     page.get_by_role("button", name="Cancel").wait_for(state="hidden")
-    assert app_page.quantised(page) == before
+    app_page.wait_until(lambda: app_page.quantised(page) == before, what="as it was")
 
     app_page.start(page, "Analyse")
     app_page.job_ends(page)
@@ -98,11 +104,10 @@ def test_a_page_without_its_server_says_so_and_comes_back_as_it_was(
     page.get_by_text("The server does not answer yet.").wait_for()
     panel_server.start()
     lost.wait_for(state="detached")
-    loss.wait_for()
-    assert loss.input_value() == "2.5"
+    expect(loss).to_have_value("2.5")
     app_page.job_ends(page)
     os.kill(worker, 0)  # the same process did the job to its end
-    assert re.search(r"\d dB", page.locator(".wb-readout").first.inner_text())
+    expect(page.locator(".wb-readout").first).to_contain_text(re.compile(r"\d dB"))
 
 
 def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> None:
@@ -113,7 +118,7 @@ def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> N
     page.get_by_role("button", name="Cancel").click()
     page.get_by_role("status").filter(has_text="cancelled").wait_for()
     page.get_by_role("button", name="Cancel").wait_for(state="hidden")
-    assert not page.get_by_role("alert").count()
+    expect(page.get_by_role("alert")).to_have_count(0)
 
     app_page.start(page, "Analyse")
     app_page.job_ends(page)
@@ -153,7 +158,7 @@ def test_two_windows_on_two_projects_do_not_see_each_other(
 
     one.bring_to_front()
     app_page.job_ends(one)
-    assert app_page.quantised(one) == first[0]
+    app_page.wait_until(lambda: app_page.quantised(one) == first[0], what="its own number")
     assert not one.get_by_text(name, exact=True).count()
 
 
@@ -176,7 +181,8 @@ def test_a_node_selects_its_layer_and_a_row_selects_its_node(new_page: NewPage) 
     )
     page.get_by_role("tab", name="Layers").click()
     page.get_by_text("1 selected").wait_for()
-    assert app_page.checked(app_page.cell(page, first, "selected")) == "true"
+    selected = app_page.cell(page, first, "selected")
+    app_page.wait_until(lambda: app_page.checked(selected) == "true", what="its row")
 
     page.get_by_role("button", name="none", exact=True).click()
     page.get_by_text("0 selected").wait_for()

@@ -8,8 +8,7 @@ from typing import Any
 
 import app_page
 import pytest
-
-from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
@@ -29,11 +28,7 @@ def open_search(page: Any) -> None:
 def test_a_search_is_paused_reloaded_resumed_and_accepted(
     new_page: Callable[..., Any], workbench_home: Path
 ) -> None:
-    settings = ProjectSettings(
-        PROJECT, SourceSpec("zoo", MODEL), DataSpec("zoo", MODEL, 64, 2), threads=1
-    )
-    (workbench_home / "projects").mkdir(exist_ok=True)
-    Project.create(workbench_home / "projects" / PROJECT, settings=settings)
+    app_page.own_project(workbench_home, PROJECT, MODEL)
     page = new_page(PROJECT)
     app_page.wait_idle(page)
     _, total = app_page.quantised(page)
@@ -50,7 +45,7 @@ def test_a_search_is_paused_reloaded_resumed_and_accepted(
     page.wait_for_timeout(1500)  # what was being evaluated ends
     app_page.comes_back(page, page.reload)
     page.get_by_text("Paused.").wait_for()
-    assert button(page, "Start").is_disabled()
+    expect(button(page, "Start")).to_be_disabled()
     count = rows.count()
     assert count >= 2
 
@@ -60,8 +55,7 @@ def test_a_search_is_paused_reloaded_resumed_and_accepted(
     rows.nth(count - 2).click()
     button(page, "Compare").click()
     region = page.get_by_role("region", name="Comparison")
-    region.wait_for()
-    assert f"{total} layers differ" in region.inner_text(), "nothing float, and everything"
+    expect(region).to_contain_text(f"{total} layers differ")  # nothing float, and everything
     assert rows.count() == count, "still paused"
 
     # The most sensitive layer is pinned by a click in the strip, and free again after two more.
@@ -76,12 +70,11 @@ def test_a_search_is_paused_reloaded_resumed_and_accepted(
     app_page.wait_until(lambda: button(page, "Accept best so far").is_enabled(), what="one passes")
     button(page, "Accept best so far").click()
     app_page.job_ends(page)
-    kept, _ = app_page.quantised(page)
-    assert 0 < kept < total
+    app_page.wait_until(lambda: 0 < app_page.quantised(page)[0] < total, what="the accepted one")
     page.get_by_role("button", name="Undo").click()
     app_page.wait_until(lambda: app_page.quantised(page)[0] == total, what="undone in one step")
 
     # Started again, the trials that were run are known.
     button(page, "Start").click()
     page.get_by_text("Done").wait_for(timeout=200_000)
-    assert page.get_by_text("known before").count() >= 2
+    app_page.wait_until(lambda: page.get_by_text("known before").count() >= 2, what="known ones")

@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Error, expect
 
+from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec
+
 expect.set_options(timeout=30_000)  # as ``wait_until``; a machine with other work is slow
+
+
+def own_project(home: Path, name: str, example: str) -> None:
+    """A project of an example that no other file of tests edits, whichever shares its server."""
+    folder = home / "projects" / name
+    if not folder.exists():
+        source, data = SourceSpec("zoo", example), DataSpec("zoo", example, 64, 2)
+        Project.create(folder, settings=ProjectSettings(name, source, data, threads=1)).close()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 30.0, what: str = "") -> None:
@@ -66,9 +77,8 @@ def wait_idle(page: Any, *, seconds: float = 90.0) -> None:
 def job_ends(page: Any, *, seconds: float = 240.0) -> None:
     """Wait until no job runs: the action buttons are back."""
     page.get_by_role("button", name="Cancel").wait_for(state="hidden", timeout=seconds * 1000)
-    wait_until(
-        lambda: page.get_by_role("button", name="Analyse", exact=True).is_enabled(), what="idle"
-    )
+    # A page that has just been loaded may not show Cancel yet.
+    wait_idle(page, seconds=seconds)
     failures = page.get_by_role("alert").filter(has_text="✕")
     assert not failures.count(), failures.first.inner_text()
 
