@@ -36,7 +36,7 @@ def finished(page: Any) -> None:
 def every_tab(page: Any, theme: str) -> None:
     for tab in TABS:
         page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(6000 if tab == "Export" else 2000)
+        page.wait_for_timeout(6000 if tab == "Export" else 4000)
         page.screenshot(path=IMAGES / f"{tab.lower()}-{theme}.png")
 
 
@@ -61,6 +61,7 @@ def story(page: Any) -> None:
     finished(page)
     every_tab(page, "light")
     page.get_by_role("button", name="Toggle theme").click()
+    page.mouse.move(640, 790)  # no tooltip in the pictures
     page.wait_for_timeout(2000)
     every_tab(page, "dark")
 
@@ -74,6 +75,7 @@ def formats(page: Any) -> None:
         page.wait_for_timeout(2500)
         page.screenshot(path=IMAGES / f"formats-{theme}.png")
         page.get_by_role("button", name="Toggle theme").click()
+        page.mouse.move(640, 790)
 
 
 def smaller(page: Any) -> None:
@@ -81,6 +83,7 @@ def smaller(page: Any) -> None:
     page.get_by_role("tab", name="Search").click()
     page.get_by_role("button", name="Channels").click()
     page.get_by_role("button", name="Measure sensitivity").wait_for()
+    page.get_by_text("22 of 22").wait_for(timeout=120_000)  # the model is open
     page.wait_for_timeout(1500)
     page.screenshot(path=IMAGES / "channels-empty.png")
     page.get_by_role("button", name="Measure sensitivity").click()
@@ -95,6 +98,7 @@ def smaller(page: Any) -> None:
         page.wait_for_timeout(4000)
         page.screenshot(path=IMAGES / f"channels-{theme}.png")
         page.get_by_role("button", name="Toggle theme").click()
+        page.mouse.move(640, 790)
     page.get_by_role("button", name="Decomposition").click()
     page.get_by_role("button", name="Dry run").click()
     page.get_by_text("the table says why").wait_for(timeout=120_000)
