@@ -11,6 +11,7 @@ import app_page
 import history_case as case
 import pytest
 from axe import TAGS, AxeWalk
+from playwright.sync_api import expect
 from sample_layers import layer
 
 from workbench.app.style import BAR, PAPER
@@ -170,7 +171,7 @@ def test_the_keyboard_alone_reaches_and_changes_layers(new_page: NewPage, projec
     keys.press("Space")
     page.locator(".wb-group").nth(1).wait_for()
     group = page.locator(".wb-group").nth(1)
-    assert group.inner_text() == "body · 2"
+    expect(group).to_have_text("body · 2")
     tab_to("gridcell", most=12)
     stands_on("gridcell", "top level · 2", "")
     keys.press("ArrowDown")
@@ -184,7 +185,7 @@ def test_the_keyboard_alone_reaches_and_changes_layers(new_page: NewPage, projec
     app_page.wait_until(
         lambda: not app_page.cell(page, "body.a", "name").count(), what="the group is closed"
     )
-    assert group.get_attribute("aria-expanded") == "false"
+    expect(group).to_have_attribute("aria-expanded", "false")
     keys.press("Enter")
     app_page.cell(page, "body.a", "name").wait_for()
     app_page.wait_until(lambda: focus()[:2] == ["gridcell", "body · 2"], what="still there")

@@ -13,8 +13,13 @@ from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
-PROJECT = "digits-resnet"
+PROJECT = "inspect"
 NewPage = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def project(workbench_home: Path) -> None:
+    app_page.own_project(workbench_home, PROJECT, "digits-resnet")
 
 
 def row(page: Any, label: str, field: str) -> Any:
