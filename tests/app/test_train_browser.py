@@ -9,10 +9,11 @@ from typing import Any
 
 import app_page
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
-PROJECT = "digits-resnet"
+PROJECT = "train"
 
 
 def button(page: Any, name: str) -> Any:
@@ -31,11 +32,12 @@ def fill(page: Any, label: str, value: str) -> None:
 
 
 def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -> None:
+    app_page.own_project(workbench_home, PROJECT, "digits-resnet")
     page = new_page(PROJECT)
     app_page.wait_idle(page)
     layer = page.locator(".tabulator-cell[tabulator-field='name']").first.inner_text()
     tick = app_page.cell(page, layer, "retrain_enable")
-    assert app_page.checked(tick) == "true"
+    app_page.wait_until(lambda: app_page.checked(tick) == "true", what="ticked")
     tick.click()
     app_page.wait_until(lambda: app_page.checked(tick) == "false", what="unticked")
 
@@ -53,16 +55,16 @@ def test_qat_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -
     button(page, "Fewer settings").click()
     app_page.comes_back(page, page.reload)
     button(page, "More settings").click()
-    assert page.get_by_label("checkpoint, steps", exact=True).input_value() == "2"
+    expect(page.get_by_label("checkpoint, steps", exact=True)).to_have_value("2")
     page.get_by_text("Resume goes on after step").wait_for()
     app_page.wait_until(button(page, "Resume").is_enabled, what="can be resumed")
     button(page, "Resume").click()
     page.get_by_text("Done").wait_for(timeout=240_000)
-    assert "against float" in page.get_by_text("Done").locator("..").inner_text()
+    expect(page.get_by_text("Done").locator("..")).to_contain_text("against float")
     loss = page.get_by_role("img", name="Loss by step")
-    assert loss.locator(".scatterlayer .trace").count() == 2
+    expect(loss.locator(".scatterlayer .trace")).to_have_count(2)
     bounds = page.get_by_role("img", name="Clip bounds by step")
-    assert bounds.locator(".scatterlayer .trace").count() >= 2
+    bounds.locator(".scatterlayer .trace").nth(1).wait_for(state="attached")
 
     config = json.loads((workbench_home / "projects" / PROJECT / "qat.json").read_text())
     assert config[layer]["retrain_enable"] is False
