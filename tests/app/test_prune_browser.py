@@ -11,11 +11,12 @@ import app_page
 import numpy as np
 import onnx
 import pytest
+from playwright.sync_api import expect
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.browser
 
-PROJECT = "digits-resnet"
+PROJECT = "prune"
 NEW = f"{PROJECT}-pruned"
 
 
@@ -49,14 +50,14 @@ def fine_tune(page: Any) -> float:
     assert trained > before[1] + 1 and original == before[0], said
     assert round(before[1] + gained, 1) == trained, said
     loss = page.get_by_role("img", name="Loss by step")
-    assert loss.locator(".scatterlayer .trace").count() == 2
+    expect(loss.locator(".scatterlayer .trace")).to_have_count(2)
     page.locator("tr", has_text="step-0000").filter(has_text=f"{trained} %").wait_for()
 
     button(page, "Use these weights").click()
     button(page, "Take the weights back").wait_for(timeout=120_000)
     app_page.job_ends(page)
     words = page.get_by_text("The model has the weights of a training (")
-    assert f"{trained} %" in words.inner_text()
+    expect(words).to_contain_text(f"{trained} %")
     page.locator(".wb-readout").filter(has_text=f"{trained} %").wait_for()
     return trained
 
@@ -78,6 +79,7 @@ def percentages(text: str) -> list[float]:
 
 
 def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Path) -> None:
+    app_page.own_project(workbench_home, PROJECT, "digits-resnet")
     page = new_page(PROJECT)
     app_page.wait_idle(page)
     tab(page, "Search")
@@ -99,14 +101,14 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     for _step in range(3):
         slider.press("ArrowLeft")
     plan = page.get_by_role("img", name="Channels of each layer that stay")
-    assert plan.locator(".barlayer .trace").count() == 2
+    expect(plan.locator(".barlayer .trace")).to_have_count(2)
     app_page.job_ends(page)
     button(page, "Use in Layers").click()
     app_page.cell(page, "layer1.0.conv1", "prune_enable").wait_for()
     ratio = app_page.cell(page, "layer1.0.conv1", "prune_ratio")
     app_page.wait_until(lambda: float(ratio.inner_text()) > 0.4, what="the plan in the table")
     tick = app_page.cell(page, "layer1.0.conv1", "prune_enable")
-    assert app_page.checked(tick) == "true"
+    app_page.wait_until(lambda: app_page.checked(tick) == "true", what="ticked")
 
     tab(page, "Search")
     button(page, "Prune").click()
@@ -119,7 +121,7 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     assert '"layer1.0.conv1"' in config and "prune_ratio" in config
     tab(page, "Export")
     for side, name in (("left", "before pruning"), ("right", "after pruning")):
-        assert page.get_by_role("combobox", name=side).inner_text() == name
+        expect(page.get_by_role("combobox", name=side)).to_have_text(name)
 
     tab(page, "Search")
     page.get_by_role("link", name="Fine-tune it", exact=True).click()
