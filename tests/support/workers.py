@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.studio.jobs import kill_worker
+from workbench.studio import jobs
 from workbench.studio.project import STORE_NAME
 from workbench.studio.store import Store
 
@@ -14,7 +14,5 @@ def end_worker(folder: Path) -> None:
     if not (folder / STORE_NAME).exists():
         return
     store = Store(folder / STORE_NAME)
-    row = store.connection.execute("SELECT pid, pid_created FROM worker").fetchone()
+    jobs.end_worker(folder, store)
     store.close()
-    if row:
-        kill_worker(int(row[0]), float(row[1]))
