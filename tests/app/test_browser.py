@@ -122,6 +122,7 @@ def test_arrows_move_between_the_tabs(new_page: NewPage) -> None:
     app_page.wait_until(
         lambda: tabs.first.get_attribute("aria-selected") == "true", what="the first tab"
     )
+    page.get_by_label("Map of the modules", exact=True).locator(".slice").first.wait_for()
     page.keyboard.press("End")
     page.get_by_role("button", name="Download ptq.json").wait_for()
     app_page.comes_back(page, page.reload)

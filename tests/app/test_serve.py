@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import panel as pn
 import pytest
+from panel.models.plotly import PLOTLY_VERSION
 
-from workbench.app import serve
+from workbench.app import plotly_files, serve
+
+CHARTS = Path(serve.__file__).parents[1] / "charts"
 
 
 class Timers:
@@ -53,6 +57,17 @@ def test_a_connected_browser_draws_before_the_rest_follows(
     assert done == ["views", "header", "main"]
 
 
+def test_the_small_plotly_is_the_version_of_panel_and_draws_our_charts() -> None:
+    small = plotly_files.FOLDER / "plotly-cartesian.min.js"
+    assert plotly_files.version(small) == PLOTLY_VERSION, "take the new file from npm, see vendor/"
+    assert PLOTLY_VERSION in plotly_files.full_address()
+    drawn = set(re.findall(r'moduleType:"trace",name:"(\w+)"', small.read_text("utf-8")))
+    charts = [path for path in CHARTS.glob("*.py") if path.name != "model.py"]  # hierarchical
+    added = {name for path in charts for name in re.findall(r"\.add_(\w+)\(", path.read_text())}
+    assert {"bar", "heatmap", "scatter"} <= added
+    assert added - {"annotation", "hline", "shape", "vline"} <= drawn
+
+
 @pytest.mark.browser
 def test_the_head_names_the_modules_and_they_are_there(browser: Any, server: str) -> None:
     request = browser.new_context().request
@@ -62,7 +77,9 @@ def test_the_head_names_the_modules_and_they_are_there(browser: Any, server: str
     for url in modules:
         assert request.get(f"{server}/{url}").ok
     assert "es-module-shims" not in page
-    (plotly,) = re.findall(r'<script src="([^"]+/plotly-[0-9.]+min.js[^"]*)"', page)
-    answer = request.get(f"{server}/{plotly}")
-    assert answer.ok
-    assert "max-age" in answer.headers["cache-control"]
+    (plotly,) = re.findall(r'<script src="([^"]+/plotly-[^"]+)"', page)
+    assert plotly == plotly_files.cartesian_address()
+    for address in (plotly, plotly_files.full_address()):
+        answer = request.get(f"{server}/{address}")
+        assert answer.ok
+        assert "max-age" in answer.headers["cache-control"]

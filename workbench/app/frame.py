@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,17 @@ from panel.util.parameters import edit_readonly
 from panel_material_ui.template.base import Meta, Page
 
 from workbench.app.i18n import _
+from workbench.app.plotly_files import cartesian_address
 from workbench.app.style import THEME, page_sx
 
 NAME = "Compression Workbench"
 _ACCESS = Path(__file__).with_name("access.js")
 _MENDED = [Path(__file__).with_name(f"{name}.js") for name in ("echoes", "known", "tables")]
 """What is put right in Panel's part of the page."""
-_PLOTLY = "bundled/plotlyplot"
 
 # Panel's module loader reads every module as text and puts it into a blob, which the browser
 # compiles anew at each visit. Nothing here needs it: the browsers we support have import().
-# plotly.js is named here, because Panel's extension brings style sheets of maps along with it.
+# plotly.js is named here, because Panel's extension brings all of it, and style sheets of maps.
 _HEAD = """\
 {% extends base %}
 {% block preamble %}{{ super() }}
@@ -51,13 +50,6 @@ _UNUSED = re.compile(r'<script[^>]* src="[^"]*/(?:es-module-shims|bokeh-gl)\b[^"
 def _needed(scripts: str) -> str:
     """Without Panel's module loader and Bokeh's WebGL, which nothing here uses."""
     return _UNUSED.sub("", scripts)
-
-
-@cache
-def _plotly() -> str:
-    """Relative address of the plotly.js that Panel serves; browsers keep it by its version."""
-    (script,) = (Path(pn.__file__).parent / "dist" / _PLOTLY).glob("plotly-*.min.js")
-    return f"./static/extensions/panel/{_PLOTLY}/{script.name}?v={pn.__version__}"
 
 
 def _as_data(script: str) -> str:
@@ -101,7 +93,7 @@ class Frame(Page):
         doc.template_variables.update(
             access=_as_data(script),
             mended=_as_data("".join(path.read_text("utf-8") for path in _MENDED)),
-            plotly=_plotly(),
+            plotly=cartesian_address(),
             needed=_needed,
         )
         return doc

@@ -113,7 +113,9 @@ class ModelTab(View):
         self.kind = pmui.RadioButtonGroup(
             options={_("treemap"): "treemap", _("icicle"): "icicle"}, value="treemap", size="small"
         )
-        self.chart = Plot(self._figure(), height=460, label=_("Map of the modules"))
+        self.chart = Plot(
+            self._figure(), height=460, label=_("Map of the modules"), hierarchical=True
+        )
         self.watch(session, self.update, "layers", "summary", "origin", "pruning")
         self.watch(window, self.update_theme, "dark")
         self.watch(self.value, self.draw, "value")

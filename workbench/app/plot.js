@@ -1,6 +1,28 @@
-// Draws a plotly figure with the plotly.js that Panel serves. Whole figures come in and
-// Plotly.react keeps zoom by uirevision. Only clicks, selections and moved shapes go back; texts
-// travel apart from the figure, because a toggle changes colours but no text.
+// Draws a plotly figure with the page's plotly.js, or with one that knows more kinds of charts
+// (model.library). Whole figures come in and Plotly.react keeps zoom by uirevision. Only clicks,
+// selections and moved shapes go back; texts travel apart from the figure, because a toggle changes
+// colours but no text.
+const loading = {};
+
+// Another plotly.js than the page's, which stays the page's.
+function load(address) {
+  loading[address] ||= new Promise((resolve, reject) => {
+    const usual = window.Plotly;
+    const script = document.createElement("script");
+    script.src = address;
+    script.addEventListener("load", () => {
+      resolve(window.Plotly);
+      window.Plotly = usual;
+    });
+    script.addEventListener("error", () => {
+      delete loading[address];
+      reject(new Error(`${address} could not be loaded`));
+    });
+    document.head.appendChild(script);
+  });
+  return loading[address];
+}
+
 function fileName(model) {
   const project = new URLSearchParams(window.location.search).get("project") || "";
   return `${project} ${model.label.split(";")[0]}`.trim().replace(/[^\p{L}\p{N}._-]+/gu, "-").slice(0, 120);
@@ -25,7 +47,7 @@ function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-function downloads(model, box) {
+function downloads(model, box, plotly) {
   const tools = document.createElement("div");
   tools.className = "wb-plot-tools";
   const add = (text, title, action) => {
@@ -38,9 +60,9 @@ function downloads(model, box) {
     tools.appendChild(button);
   };
   add("PNG", model.png, () => {
-    if (window.Plotly && box.data) {
+    if (box.data) {
       const layout = { ...box.layout, paper_bgcolor: background(box) };
-      window.Plotly.downloadImage({ data: box.data, layout }, {
+      plotly().downloadImage({ data: box.data, layout }, {
         format: "png", filename: fileName(model), scale: 2,
         width: box.clientWidth, height: box.clientHeight,
       });
@@ -65,7 +87,8 @@ export function render({ model, el }) {
   el.style.width = "100%";
   el.style.position = "relative";
   el.appendChild(box);
-  el.appendChild(downloads(model, box));
+  let plotly = model.library ? null : window.Plotly;
+  el.appendChild(downloads(model, box, () => plotly));
   let ready = false;
   let pressed = null;
   let waiting = false;
@@ -132,7 +155,7 @@ export function render({ model, el }) {
     box.dispatchEvent(new CustomEvent("wb-line",
       { bubbles: true, composed: true, detail: dragged.value }));
   };
-  const settleLine = (value) => window.Plotly.relayout(box, {
+  const settleLine = (value) => plotly.relayout(box, {
     "shapes[0].y0": value,
     "shapes[0].y1": value,
     "annotations[0].y": box._fullLayout.yaxis.d2l(value),
@@ -200,11 +223,11 @@ export function render({ model, el }) {
   };
   const draw = () => {
     waiting = false;
-    if (!window.Plotly || !model.figure || box.clientWidth === 0) {
+    if (!plotly || !model.figure || box.clientWidth === 0) {
       return;
     }
     const figure = build();
-    window.Plotly.react(box, figure.data, figure.layout, model.config).then(() => {
+    plotly.react(box, figure.data, figure.layout, model.config).then(() => {
       if (!ready) {
         ready = true;
         listen();
@@ -233,11 +256,17 @@ export function render({ model, el }) {
     }
   });
   watcher.observe(box);
+  if (model.library) {
+    load(model.library).then((library) => {
+      plotly = library;
+      later();
+    });
+  }
   model.on("remove", () => {
     watcher.disconnect();
     document.removeEventListener("pointerup", release, true);
-    if (window.Plotly) {
-      window.Plotly.purge(box);
+    if (plotly) {
+      plotly.purge(box);
     }
   });
 }

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 from panel.custom import JSComponent
 
 from workbench.app.i18n import _
+from workbench.app.plotly_files import full_address
 from workbench.app.style import VARIABLES
 from workbench.charts.drawn import figure_csv
 
@@ -56,6 +57,7 @@ def _words() -> dict[str, Any]:
 class Plot(JSComponent):
     """Shows one figure; ``draw`` replaces it. Both it and its figures can be downloaded.
 
+    Treemaps and icicles are ``hierarchical``: they need more of plotly.js than the page loads.
     ``on_click`` hears the name (``customdata``) of a clicked point, ``on_select`` the names in a
     selection box, ``on_shape`` the changed attributes of a shape that was dragged.
     """
@@ -66,6 +68,7 @@ class Plot(JSComponent):
     label = param.String(default="")
     png = param.String(default="")
     csv = param.String(default="")
+    library = param.String(default="")
 
     _esm: ClassVar[Path] = Path(__file__).with_name("plot.js")
 
@@ -74,6 +77,7 @@ class Plot(JSComponent):
         figure: go.Figure,
         *,
         height: int,
+        hierarchical: bool = False,
         on_click: Callable[[str], None] | None = None,
         on_select: Callable[[tuple[str, ...]], None] | None = None,
         on_shape: Callable[[dict[str, Any]], None] | None = None,
@@ -87,6 +91,7 @@ class Plot(JSComponent):
             stylesheets=[_plotly_css(), VARIABLES, _CSS],
             png=_("Download the chart as a picture"),
             csv=_("Download the figures of the chart"),
+            library=full_address() if hierarchical else "",
             **params,
         )
         self._on_click = on_click
