@@ -100,6 +100,6 @@ class Actions(View):
             self.analyse,
             self.search,
             self.export,
-            margin=(0, 12, 0, 12),
-            styles={"margin-left": "auto"},
+            margin=(0, 12, 0, 0),
+            styles={"margin-left": "auto", "padding-left": "14px", "justify-content": "flex-end"},
         )

@@ -12,14 +12,14 @@ import panel_material_ui as pmui
 
 from workbench.app.downloads import download_url
 from workbench.app.graph_view import GraphView
-from workbench.app.html import ThemedHTML, escape
+from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
-from workbench.charts.words import file_title, parity_text
+from workbench.charts.words import file_title, job_title, parity_text
 from workbench.engine.export.float_onnx import BATCH, OPSET
 from workbench.studio.report import report_html, report_path
 from workbench.studio.session import Session
@@ -74,10 +74,10 @@ def export_result(result: ExportResult | None, metric_name: str, gone: Collectio
     """
     if result is None or not result.files:
         text = _(
-            "Nothing exported yet. Export writes fake_quant, deploy and qdq, runs them and checks "
-            "that they agree."
+            "Nothing exported yet. Export writes three ONNX files (fake_quant, deploy and qdq), "
+            "runs them and checks that they agree."
         )
-        return f'<p class="wb-empty">{escape(text)}</p>'
+        return notice(text)
     base = next((file.latency_ms for file in result.files if file.kind == "float"), None)
     head = "".join(
         f"<th class='{css}'>{escape(title)}</th>"
@@ -137,7 +137,9 @@ class ExportTab(View):
         opset = _("for the next export; opset {n}").format(n=OPSET)
         self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
         self.progress = ThemedHTML()
-        self.result = ThemedHTML(styles={"min-width": "0", "overflow": "auto hidden"})
+        self.result = ThemedHTML(
+            margin=(8, 0), styles={"min-width": "0", "overflow": "auto hidden"}
+        )
         self.watch(session, self.update, "exports", "job", "layers", "summary")
         self.watch(session, self._show_names, "graph_names", "layers")
         for field in (self.inputs, self.outputs, self.batch):
@@ -171,7 +173,9 @@ class ExportTab(View):
         self.report.disabled = not len(self.session.layers)
         text = ""
         if job is not None and active and job.kind == "export":
-            text = f'<span role="status">{escape(said(job.message) or _("Exporting"))} …</span>'
+            text = (
+                f'<span role="status">{escape(said(job.message) or job_title(job.kind))} …</span>'
+            )
         self.progress.fill(text)
         self.result.fill(export_result(self.session.exports, self.session.summary.metric_name))
 

@@ -19,7 +19,7 @@ from workbench.app.history_table import (
     row_kinds,
     row_name,
 )
-from workbench.app.html import ThemedHTML, escape
+from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _
 from workbench.app.style import TABLE_CSS, aligned
 from workbench.app.trial_table import comparison
@@ -59,7 +59,7 @@ class HistoryTab(View):
             "Nothing has been run yet. Analyse, Auto-calibrate, Train and Export leave their "
             "results here, for as long as you like."
         )
-        self.empty = ThemedHTML(f'<p class="wb-empty">{escape(nothing)}</p>')
+        self.empty = ThemedHTML(notice(nothing), margin=(8, 0))
         self.table = pn.widgets.Tabulator(
             history_frame(self.shown, ""),
             show_index=False,

@@ -103,6 +103,7 @@ class LayersTab(View):
         self.watch(self.pattern, self._typed_pattern, "value")
         self.watch(self.type, self._chose_type, "value")
         self.watch(session, self.update, "layers")
+        self.watch(session, self.update_hint, "job")
         self.watch(window, self.update, "threshold", "pattern", "type", "selected")
         self.update()
 
@@ -211,16 +212,23 @@ class LayersTab(View):
             self._fill_menus()
         for control in (self.quantise, self.skip, *self.bulk):
             control.disabled = chosen == 0
-        self._update_hint(len(layers), len(shown))
+        self.update_hint()
 
-    def _update_hint(self, total: int, shown: int) -> None:
-        text = ""
-        if total and not shown:
+    def update_hint(self) -> None:
+        """What to do next, where nothing is to be seen yet."""
+        layers, job, text = self.session.layers, self.session.job, ""
+        if len(layers) and not len(self.shown):
             text = _("No layer matches the filter.")
-        elif total and self.session.layers["cosine"].isna().all():
-            text = _(
-                "Nothing is measured yet. Press Analyse: it calibrates with the project's data and "
-                "measures how much each layer suffers. Bars and ticks already toggle layers."
+        elif len(layers) and layers["cosine"].isna().all():
+            measuring = job is not None and job.active and job.kind == "analyse"
+            text = (
+                _("The ranges of all layers are found first; then their bars grow one by one.")
+                if measuring
+                else _(
+                    "Nothing is measured yet. Press Analyse: it calibrates with the project's data "
+                    "and measures how much each layer suffers. Bars and ticks already toggle "
+                    "layers."
+                )
             )
         self.hint.fill(f'<div class="wb-info" role="status">{escape(text)}</div>' if text else "")
         self.hint.visible = bool(text)

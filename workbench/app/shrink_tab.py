@@ -15,6 +15,7 @@ from workbench.app.shrunk_result import made_from, shrunk_line, shrunk_result
 from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
+from workbench.charts.words import job_title
 from workbench.studio.session import Session
 
 
@@ -65,7 +66,8 @@ class ShrinkTab(View):
         self.stop.disabled = not running
         text = ""
         if running and job is not None:
-            text = f'<div role="status">{escape(said(job.message) or _("Working"))} …</div>'
+            words = said(job.message) or job_title(job.kind)
+            text = f'<div role="status">{escape(words)} …</div>'
         elif not known:
             text = notice(self.invitation)
         self.text.fill(text)

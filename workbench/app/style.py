@@ -166,6 +166,15 @@ details summary { cursor: pointer; color: var(--wb-muted); }
 iframe.wb { border: 1px solid var(--wb-grid); border-radius: 4px; width: 100%; height: 100%; }
 """
 
+CSS += (
+    NARROW
+    + """ {
+  .wb-readout { min-width: 0; padding: 0 9px; }
+  .wb-readout:first-child { border: none; padding-left: 0; }
+}
+"""
+)
+
 TABLE_CSS = """
 :host { font-variant-numeric: tabular-nums; }
 .tabulator { font-size: 12.5px !important; background: transparent; border: none; }
@@ -182,6 +191,9 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; }
 .tabulator-row .tabulator-cell[tabulator-field="name"]:hover { text-decoration: underline; }
+.tabulator .tabulator-row.tabulator-selectable:hover:not(.tabulator-selected) {
+  color: var(--panel-on-background-color) !important;
+  background: color-mix(in srgb, var(--panel-on-background-color) 9%, transparent) !important; }
 .tabulator-row .tabulator-cell:focus { outline: none; }
 .tabulator-row .tabulator-cell:focus-visible { outline: 2px solid var(--panel-primary-color);
   outline-offset: -2px; }

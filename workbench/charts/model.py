@@ -70,6 +70,8 @@ def module_chart(
             pathbar={"visible": True, "thickness": 20},
         )
     )
+    # A name that finds no room is left to the hover; plotly would shrink it to a few pixels.
+    figure.update_layout(uniformtext={"minsize": 10, "mode": "hide"})
     return figure
 
 
