@@ -108,7 +108,7 @@ def test_a_sparse_training_for_good(
     assert run("train", project, "--method", "compressed", "--use") == 2
     assert "--use does not go with --method compressed" in capsys.readouterr().err
     fast = ("--epochs", "1", "--json")
-    assert run("train", project, "--method", "finetune", *fast) == 1
+    assert run("train", project, "--method", "finetune", *fast) == 2
     assert "fine-tuning needs labels" in json.loads(capsys.readouterr().out)["error"]
     assert run("train", project, "--method", "sparse", "--use", *fast) == 0
     found = json.loads(capsys.readouterr().out)
@@ -133,6 +133,29 @@ def test_a_target_that_no_quantised_network_meets(
     assert "target missed" in capsys.readouterr().out
 
 
+def test_what_is_typed_wrong_leaves_no_trace(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    assert run("analyse", "digits-resnet", "--metric", "topp", "--project", new) == 2
+    assert "no metric 'topp'" in capsys.readouterr().err and not new.exists()
+    jobs = _jobs(project)
+    assert run("auto-calibrate", project, "--max-loss", "-1") == 2
+    assert "max_loss is -1.0; allowed" in capsys.readouterr().err
+    assert run("auto-calibrate", project, "--strategy", "Pareto", "--trials", "0") == 2
+    assert "pareto_trials is 0; allowed" in capsys.readouterr().err
+    assert run("decompose", project, "--rank-rule", "energy", "--energy", "2") == 2
+    assert "energy is 2.0; allowed" in capsys.readouterr().err
+    assert _jobs(project) == jobs
+
+
+def _jobs(folder: Path) -> int:
+    opened = Project.open(folder)
+    job = jobtable.latest(opened.store)
+    opened.close()
+    return 0 if job is None else job.id
+
+
 def test_several_projects_and_one_that_is_none(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +175,7 @@ def test_code_is_loaded_only_when_it_is_allowed(
         DataSpec("python", "studio_models:make_data", 8, 2),
     )
     Project.create(tmp_path / "p", settings=settings).close()
-    assert main(["analyse", str(tmp_path / "p")]) == 1
+    assert main(["analyse", str(tmp_path / "p")]) == 2
     assert "--allow-code" in capsys.readouterr().err
     assert run("analyse", tmp_path / "p") == 0
 

@@ -59,7 +59,7 @@ def _run(source: str, given: argparse.Namespace) -> int:
     except JobActive as error:
         return _say(given, source, str(error), BUSY)
     except JobFailed as error:
-        return _say(given, source, str(error), FAILED)
+        return _say(given, source, str(error), WRONG if error.wrong else FAILED)
     except (WorkbenchError, OSError) as error:
         return _say(given, source, str(error), WRONG)
     finally:
@@ -208,10 +208,14 @@ def _words(found: Result) -> str:
 
     metric = found["metric"]
     about = "≈ " if found["predicted"] else ""
-    lines = [
-        found["project"],
-        f"  {formats.metric_title(metric) or 'metric'}: {formats.metric(found['float'], metric)} "
-        f"→ {about}{formats.metric(found['now'], metric)}",
+    lines = [found["project"]]
+    if found["float"] == found["float"] or found["now"] == found["now"]:  # else nothing is measured
+        lines.append(
+            f"  {formats.metric_title(metric) or 'metric'}: "
+            f"{formats.metric(found['float'], metric)} → "
+            f"{about}{formats.metric(found['now'], metric)}"
+        )
+    lines += [
         f"  size: {formats.size(found['bytes_float'])} → {formats.size(found['bytes'])}",
         f"  bit-operations: {formats.bit_operations(found['bit_operations_float'])} → "
         f"{formats.bit_operations(found['bit_operations'])}",

@@ -137,8 +137,10 @@ def _shrunk_words(found: Result) -> str:
     lines = [found["project"]]
     if "float" in found:
         name = found["metric"]
-        before, after = (formats.metric(value, name) for value in found["float"])
-        lines.append(f"  {formats.metric_title(name) or 'metric'}: {before} → {after}")
+        before, after = found["float"]
+        if before == before or after == after:  # else nothing was measured
+            figures = f"{formats.metric(before, name)} → {formats.metric(after, name)}"
+            lines.append(f"  {formats.metric_title(name) or 'metric'}: {figures}")
     what = "channels" if found["kind"] == "prune" else "rank"
     lines += [*_figures(found), *_listed(found["layers"], what)]
     if found["made"]:

@@ -14,7 +14,16 @@ class JobActive(WorkbenchError, RuntimeError):
 
 
 class JobFailed(WorkbenchError, RuntimeError):
-    """A job that the caller waited for ended with an error; ``where`` says which job."""
+    """A job that the caller waited for ended with an error; ``where`` says which job.
+
+    ``wrong``: as in ``ErrorText``.
+    """
+
+    def __init__(
+        self, message: str, *, where: str = "", hint: str = "", wrong: bool = False
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.wrong = wrong
 
 
 class CodeNotAllowed(WorkbenchError, PermissionError):

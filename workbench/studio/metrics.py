@@ -201,13 +201,18 @@ def resolve(
         cosine = CosineToFloat(reference)
         # Rounding takes a cosine a little beyond 1.
         return Metric(name, cosine, cosine.samples, (-1.0 - 1e-9, 1.0 + 1e-9))
-    if ":" in name:
-        function = load_object(name, what="metric")
-        if not callable(function):
-            raise WrongType(f"{name} is not a function", where="metric")
-        return Metric(name, function)
-    raise WrongValue(
-        f"there is no metric {name!r}",
-        where="metric",
-        hint=f"Choose one of {', '.join(BUILT_IN)}, or package.module:function.",
-    )
+    check_name(name)
+    function = load_object(name, what="metric")
+    if not callable(function):
+        raise WrongType(f"{name} is not a function", where="metric")
+    return Metric(name, function)
+
+
+def check_name(name: str) -> None:
+    """Errors: ``WrongValue`` for what names no metric; empty is the default one."""
+    if name and name not in BUILT_IN and ":" not in name:
+        raise WrongValue(
+            f"there is no metric {name!r}",
+            where="metric",
+            hint=f"Choose one of {', '.join(BUILT_IN)}, or package.module:function.",
+        )

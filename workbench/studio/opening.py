@@ -14,6 +14,7 @@ from workbench.studio import jobtable
 from workbench.studio.errors import JobFailed
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
+from workbench.studio.metrics import check_name
 from workbench.studio.project import (
     MODEL_FILES,
     TOML_NAME,
@@ -313,6 +314,7 @@ def _metric_name(metric: Any) -> tuple[str, Any]:
     if metric is None:
         return "", None
     if isinstance(metric, str):
+        check_name(metric)
         return metric, None
     if callable(metric):
         return safe_name(getattr(metric, "__name__", type(metric).__name__)), metric

@@ -198,6 +198,8 @@ class PruningControl:
         ``project``: as for ``prune``; None: ``<name>-decomposed``. The other arguments are those of
         ``workbench.engine.auto_decomposition``.
         """
+        from workbench.engine.flows.decompose import check_options
+
         options = {
             "include": None if include is None else list(include),
             "exclude": None if exclude is None else list(exclude),
@@ -208,6 +210,7 @@ class PruningControl:
             "method": method,
             "balance": balance,
         }
+        check_options("decompose", include, exclude, rank_rule, energy, max_error, min_gain, method)
         folder = "" if dry_run else new_folder(self.project, project, "decomposed")
         self.start("decompose", wait=wait, dry_run=bool(dry_run), folder=folder, options=options)
 

@@ -122,7 +122,10 @@ class Reporter:
             count = len(event.float_layers)
             self._message = f"trial {event.trial}: {count} layers float"
         elif isinstance(event, TrialFinished) and event.metric is not None:
-            self._message = f"trial {event.trial}: metric {event.metric:.4f}"
+            if event.phase == "original":  # not one of the trials, which are counted from 0
+                self._message = f"the float model: metric {event.metric:.4f}"
+            else:
+                self._message = f"trial {event.trial}: metric {event.metric:.4f}"
 
     def flush(self, *, final: bool = False) -> None:
         """Write what has come in since the last time, in one transaction; ``final``: all of it."""

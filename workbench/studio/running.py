@@ -77,7 +77,8 @@ def describe(problem: Exception, kind: str) -> ErrorText:
     details = "".join(traceback.format_exception(problem))[-20_000:]
     if isinstance(problem, WorkbenchError):
         text = f"{problem.where}: {problem.message}" if problem.where else problem.message
-        return ErrorText(text, problem.hint, details)
+        wrong = isinstance(problem, TypeError | ValueError | OSError)
+        return ErrorText(text, problem.hint, details, wrong)
     # On the CPU torch says it in a RuntimeError.
     if isinstance(problem, MemoryError | torch.OutOfMemoryError) or (
         isinstance(problem, RuntimeError) and "allocate memory" in str(problem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from workbench.engine.errors import Cancelled, WrongValue
@@ -32,13 +33,14 @@ def search(run: Run) -> None:
     from workbench.engine.search.identity import digest_of
     from workbench.studio.evaluator import studio_evaluator
 
-    max_loss = _number(run.args.get("max_loss", 0.005), "max_loss")
     asked = {
-        "max_loss": max_loss,
+        "max_loss": run.args.get("max_loss", 0.005),
         "strategy": run.args.get("strategy", DEFAULT_STRATEGY),
         "sensitivity": run.args.get("sensitivity", DEFAULT_SENSITIVITY),
     }
     pareto = {key: run.args[key] for key in PARETO_ARGUMENTS if key in run.args}
+    check_search(**asked, **pareto)
+    max_loss = float(asked["max_loss"])
     if asked["strategy"] == "Pareto":
         asked |= pareto
     run.report.stages(3)
@@ -129,7 +131,17 @@ def _apply(workspace: Workspace, accepted: Mapping[str, Sequence[Any]]) -> None:
     edits.apply_edit(store, changes, label="auto-calibration", base_revision=revision)
 
 
-def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        raise WrongValue(f"{name} is {value!r}; allowed: a number of at least 0", where="search")
-    return float(value)
+def check_search(*, max_loss: Any, strategy: Any, sensitivity: Any, **pareto: Any) -> None:
+    """Errors: ``WrongValue``, ``WrongType`` or ``WrongState`` for what no search can run with."""
+    from workbench.engine.search.strategies import resolve_sensitivity, resolve_strategy
+
+    if (
+        isinstance(max_loss, bool)
+        or not isinstance(max_loss, Real)
+        or not 0 <= float(max_loss) < 1e9
+    ):
+        raise WrongValue(
+            f"max_loss is {max_loss!r}; allowed: a number of at least 0", where="search"
+        )
+    resolve_strategy(strategy, **pareto)
+    resolve_sensitivity(sensitivity)

@@ -345,15 +345,17 @@ class Session(
         search that was stopped or killed goes on where it was. See ``pause``, ``pin`` and
         ``accept_best``.
         """
-        self.start(
-            "search",
-            wait=wait,
-            max_loss=float(max_loss),
-            strategy=strategy,
-            sensitivity=sensitivity,
-            objective=objective,
-            pareto_trials=pareto_trials,
-        )
+        from workbench.studio.searching import check_search
+
+        asked: dict[str, Any] = {
+            "max_loss": max_loss,
+            "strategy": strategy,
+            "sensitivity": sensitivity,
+            "objective": objective,
+            "pareto_trials": pareto_trials,
+        }
+        check_search(**asked)
+        self.start("search", wait=wait, **asked | {"max_loss": float(max_loss)})
 
     def start(self, kind: str, *, wait: bool = False, **args: Any) -> None:
         """Start a job; with ``wait`` return when it is finished.

@@ -56,11 +56,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class ErrorText:
-    """What happened in one sentence, what to do next, and the details to fold away."""
+    """What happened in one sentence, what to do next, and the details to fold away.
+
+    ``wrong``: an argument, the project or a file of it is to blame, not the work itself.
+    """
 
     summary: str
     hint: str = ""
     details: str = ""
+    wrong: bool = False
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,6 @@ def wait_for(session: Polled, job: int) -> None:
     session.poll()
     if state is not None and state.state == "failed":
         error = state.error or ErrorText("the job failed")
-        raise JobFailed(error.summary, where=state.kind, hint=error.hint)
+        raise JobFailed(error.summary, where=state.kind, hint=error.hint, wrong=error.wrong)
     if state is not None and state.state == "cancelled":
         raise Cancelled("the job was cancelled; what it finished is kept", where=state.kind)

@@ -114,7 +114,7 @@ def auto_decomposition(
     check_type(
         function, "decompose_info_path", decompose_info_path, str, os.PathLike, optional=True
     )
-    _check_options(function, include, exclude, energy, max_error, min_gain, method)
+    rule = check_options(function, include, exclude, rank_rule, energy, max_error, min_gain, method)
     if compat and rank_rule != "compat":
         raise WrongValue(
             f"rank_rule is {rank_rule!r}; allowed with compat: 'compat'", where=f"{function}()"
@@ -124,7 +124,6 @@ def auto_decomposition(
         check_path(function, "decompose_info_path", os.fspath(decompose_info_path))
         path = Path(decompose_info_path).absolute()
         ensure_writable(path)
-    rule = RankRule(rank_rule, energy)
     candidates = find_candidates(model, include, exclude)
     rule.check(candidates)
     for candidate in candidates:
@@ -321,15 +320,17 @@ def _say_why_nothing(report: Sequence[Mapping[str, Any]]) -> None:
     logger.warning("nothing was decomposed: %s", text or "the model has no Conv2d")
 
 
-def _check_options(
+def check_options(
     function: str,
     include: Any,
     exclude: Any,
+    rank_rule: Any,
     energy: Any,
     max_error: Any,
     min_gain: Any,
     method: Any,
-) -> None:
+) -> RankRule:
+    """Errors: ``TypeError`` and ``ValueError``, without a look at a model."""
     check_names(function, "include", include)
     check_names(function, "exclude", exclude)
     for argument, value in (("energy", energy), ("min_gain", min_gain), ("max_error", max_error)):
@@ -345,3 +346,4 @@ def _check_options(
         problems.append(f"method is {method!r}; allowed: {', '.join(METHODS)}")
     if problems:
         raise WrongValue("; ".join(problems), where=f"{function}()")
+    return RankRule(rank_rule, energy)
