@@ -92,3 +92,6 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         port = other.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
     assert f"port {port}" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "--port", "65536"])
+    assert "allowed: 1 to 65535" in capsys.readouterr().err

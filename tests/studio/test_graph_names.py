@@ -30,6 +30,9 @@ def test_windows_share_the_names_and_the_script_has_them(
     assert "dynamic_axes={'x': {0: 'n'}}" in session.script()
     session.name_graph()
     assert "_names=[" not in session.script()
+    with pytest.raises(ValueError, match="3 names .a, b, c.; the model has 2 inputs: x, mask"):
+        session.name_graph(["a", "b", "c"])
+    assert session.graph_names == GraphNames()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_serve(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "--port", type=int, default=None, help=f"default {DEFAULT_PORT}, or a free one if taken"
+        "--port", type=_port, default=None, help=f"default {DEFAULT_PORT}, or a free one if taken"
     )
     one.add_argument("--address", default="127.0.0.1", help="default: this machine only")
     one.add_argument(
@@ -83,6 +83,12 @@ def _add_serve(one: argparse.ArgumentParser) -> None:
     one.add_argument("--home", help="folder of the projects (also: WORKBENCH_HOME)")
     _allow_code(one)
     one.add_argument("--no-browser", action="store_true", help="do not open the page")
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; allowed: 1 to 65535")
+    return int(text)
 
 
 def _add_pictures(one: argparse.ArgumentParser) -> None:

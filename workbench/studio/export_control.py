@@ -48,7 +48,10 @@ class ExportControl:
 
         Fewer names than there are leave the others as in the model. ``batch`` is the name of the
         dimension 0 that may vary, 'batch' if empty. Errors: ``WrongType`` or ``WrongValue`` for
-        what cannot be names; more names than the model has inputs are refused by the export.
+        what cannot be names, and for more names than the model has inputs.
         """
-        write_graph_names(self.project.store, GraphNames.checked(inputs, outputs, batch))
+        names = GraphNames.checked(inputs, outputs, batch)
+        if self.input_names:  # else the export looks
+            names.arguments(self.input_names)
+        write_graph_names(self.project.store, names)
         self.poll()
