@@ -21,6 +21,7 @@ from workbench.engine.export.rnn_translation import (
     fold_recurrent_weights,
     replace_recurrent_weight,
 )
+from workbench.engine.export.torchlib import kept_torchlib
 from workbench.engine.export.translations import TRANSLATIONS
 from workbench.engine.graph.capture import Captured
 from workbench.engine.graph.folding import FoldPlan
@@ -88,7 +89,7 @@ def to_onnx(
 
 def _convert(captured: Captured) -> ir.Model:
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), kept_torchlib(), torch.no_grad():
             converted = torch.onnx.export(
                 direct_program(captured.program),
                 dynamo=True,
