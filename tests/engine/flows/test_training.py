@@ -353,6 +353,13 @@ def test_a_layer_that_refuses_what_is_not_finite() -> None:
         run(None, model=nn.Sequential(nn.Linear(7, 2)))
 
 
+def test_float16_parameters_are_named_as_the_cause() -> None:
+    loader = [(torch.randn(8, 6).half(), torch.zeros(8).long())] * 4
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).half()
+    with pytest.raises(TrainingDiverged, match=r"float16.*model\.float\(\)"):
+        run(None, model=model, loader=loader)
+
+
 def test_bad_data_is_told_from_a_bad_model() -> None:
     loader = [(torch.full((8, 6), math.nan), torch.zeros(8).long())]
     with pytest.raises(TrainingDiverged, match="batch holds NaN") as caught:

@@ -287,12 +287,20 @@ class _Loop:
             self.model.load_state_dict(self.good)
             step = self.good_step
         self.model.eval()
-        remedy = (
-            "Try a lower learning rate or gradient_clip=1.0, or leave this layer out of the "
-            "training."
-            if layer
-            else "Check the data and the loss function."
-        )
+        if any(parameter.dtype == torch.float16 for parameter in self.model.parameters()):
+            # Adam's epsilon and small gradients are 0 in it, large ones infinite.
+            remedy = (
+                "Its parameters are float16, whose range a training soon leaves: train "
+                "model.float(), with precision='bfloat16' where it shall be fast, and call .half() "
+                "afterwards."
+            )
+        elif layer:
+            remedy = (
+                "Try a lower learning rate or gradient_clip=1.0, or leave this layer out of the "
+                "training."
+            )
+        else:
+            remedy = "Check the data and the loss function."
         raise TrainingDiverged(
             f"step {broken} broke: {what}",
             where=layer or "loss",
