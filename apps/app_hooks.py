@@ -1,5 +1,7 @@
 """Routes beside the page: Netron, downloads, uploads. Panel imports this before it serves."""
 
+import gc
+
 from bokeh.server.urls import toplevel_patterns
 
 import workbench.app.serve  # noqa: F401  # with the server's start, not with the first visit
@@ -13,3 +15,7 @@ toplevel_patterns.extend([*panel_routes(), *download_routes(), *upload_routes()]
 
 def on_server_loaded(server_context: object) -> None:
     warn_if_exposed()
+    # Bokeh collects all garbage for every page that was closed. Most of what there is to look
+    # through are the imports, which never go: 0.3 s in which the server answers nobody.
+    gc.collect()
+    gc.freeze()

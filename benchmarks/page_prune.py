@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from workbench.studio.pruning_state import PruningState, plan_of, store_pruning
 NAME = "bench-prune"
 PLANS = 31
 STEPS = 15
+DRAG_SECONDS = 2.0
 
 
 def prepare_plans(home: Path, layers: list[LayerInfo]) -> None:
@@ -79,9 +81,12 @@ def measure_slider(browser: Any, address: str) -> list[Row]:
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + 2, y)
     page.mouse.down()
-    for step in range(1, 121):
-        page.mouse.move(box["x"] + 2 + (box["width"] - 4) * step / 120, y)
-        page.wait_for_timeout(16)
+    # A hand does not wait for the page: where it is depends on the time alone.
+    start, way = time.perf_counter(), 0.0
+    while way < 1.0:
+        way = min(1.0, (time.perf_counter() - start) / DRAG_SECONDS)
+        page.mouse.move(box["x"] + 2 + (box["width"] - 4) * way, y)
+        page.wait_for_timeout(8)
     page.mouse.up()
     page.wait_for_timeout(2000)
     seen = page.evaluate("wbSlider")

@@ -94,10 +94,12 @@ def test_pruning_from_the_page(new_page: Callable[..., Any], workbench_home: Pat
     heat.locator(".heatmaplayer image").wait_for()
 
     slider = page.get_by_role("slider", name="bit-operations, times fewer")
-    before = numbers(page)
+    crosses = heat.locator(".scatterlayer .point")
+    before, crossed = numbers(page), crosses.count()
     slider.focus()
     slider.press("End")
     app_page.wait_until(lambda: numbers(page) != before, what="the plan follows the slider")
+    app_page.wait_until(lambda: crosses.count() > crossed, what="the channels at rest")
     for _step in range(3):
         slider.press("ArrowLeft")
     plan = page.get_by_role("img", name="Channels of each layer that stay")

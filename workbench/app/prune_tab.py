@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
+from panel.io import hold
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, ngettext, said
@@ -13,7 +15,7 @@ from workbench.app.plot import Plot
 from workbench.app.prune_settings import PruneSettings
 from workbench.app.shrink_tab import ShrinkTab
 from workbench.app.shrunk_result import figures_html, reasons_fold
-from workbench.app.style import BESIDE, aligned
+from workbench.app.style import BESIDE, LEGIBLE, aligned
 from workbench.app.window import LAYERS_TAB, WindowState
 from workbench.charts import channel_plan_chart, channel_sensitivity_chart
 from workbench.studio.plan_choice import chosen_plan, in_order, nearest, plan_notes, plan_title
@@ -31,6 +33,8 @@ from workbench.studio.session import Session
 HEIGHT = 300
 ROW = 17
 MOST = 520  # a heat map of more layers scrolls by itself
+REST_MS = 250  # a slider that has not moved for so long is at rest
+AT_ONCE_MS = 1  # Panel waits 50 ms for what else a control may send, longer than a step may take
 
 
 class PruneTab(ShrinkTab):
@@ -58,6 +62,7 @@ class PruneTab(ShrinkTab):
             value=self.settings.plan, size="small", width=310, margin=0,
         )  # fmt: skip
         self.by.link(self.settings, value="plan")
+        self._moves = 0
         self.target = self._slider(_("bit-operations, times fewer"))
         self.ratio = self._slider(_("share of every layer that goes"))
         self._show_slider()
@@ -87,10 +92,11 @@ class PruneTab(ShrinkTab):
             ),
             self.numbers,
             pn.Row(
-                pn.Column(_title(_("Channels that stay")), self.plan, **row),
+                pn.Column(_title(_("Channels that stay")), self.plan, styles=LEGIBLE, **row),
                 pn.Column(
                     _title(_("How much each channel matters; those crossed out go")),
                     self.heat_box,
+                    styles=LEGIBLE,
                     **row,
                 ),
                 sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={**BESIDE, "gap": "16px"},
@@ -112,10 +118,12 @@ class PruneTab(ShrinkTab):
         self.update_running()
 
     def _slider(self, label: str) -> Any:
-        return pmui.DiscreteSlider(
+        slider = pmui.DiscreteSlider(
             label=label, options={"1.00×": 0}, value=0, width=300, size="small",
             margin=(0, 12),
         )  # fmt: skip
+        slider._debounce = AT_ONCE_MS
+        return slider
 
     # -- what the user does ---------------------------------------------------------------------
 
@@ -135,13 +143,22 @@ class PruneTab(ShrinkTab):
         return chosen_plan(self.session, self.by.value, slider.value)
 
     def _let_go(self) -> None:
-        """The slider stays where it is: remember it, and draw what is too slow for every step."""
+        """The slider is let go: remember where; what is too slow for every step comes at rest."""
         plan = self.chosen
         if plan is not None and plan.kind != "columns":
             self.settings.param.update(
                 **{"target" if plan.kind == "search" else "ratio": plan.target}
             )
-        self.update_heat()
+        self._moves += 1
+        document = pn.state.curdoc
+        if document is None or not document.session_context:
+            self.update_heat()
+        else:  # the keyboard lets go at every step
+            document.add_timeout_callback(partial(self._rest, self._moves), REST_MS)
+
+    def _rest(self, moves: int) -> None:
+        if moves == self._moves:
+            self._follow(self.update_heat, "the slider")
 
     def _use(self) -> None:
         plan = self.chosen
@@ -189,17 +206,18 @@ class PruneTab(ShrinkTab):
         if pruning is None or plan is None:
             return
         notes = plan_notes(self.session, plan)
-        self.plan.draw(
-            channel_plan_chart(
-                {name: len(values) for name, values in in_order(self.session).items()},
-                plan.removed,
-                notes={name: said(reason) for name, reason in notes.items()},
-                dark=self.window.dark,
-                height=HEIGHT,
+        with hold():
+            self.numbers.fill(numbers_html(pruning, plan, notes))
+            self.plan.draw(
+                channel_plan_chart(
+                    {name: len(values) for name, values in in_order(self.session).items()},
+                    plan.removed,
+                    notes={name: said(reason) for name, reason in notes.items()},
+                    dark=self.window.dark,
+                    height=HEIGHT,
+                )
             )
-        )
-        self.numbers.fill(numbers_html(pruning, plan, notes))
-        self.prune.disabled = self.busy or not plan.removed
+            self.prune.disabled = self.busy or not plan.removed
 
     def update_heat(self) -> None:
         pruning, plan = self.session.pruning, self.chosen

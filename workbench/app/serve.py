@@ -81,14 +81,17 @@ def _build(frame: Frame, window: KeptWindow, name: str) -> Iterator[None]:
     """Fill the frame, in pieces of some 100 ms; what goes wrong is said in it."""
     try:
         page = WorkbenchPage(open_project(name), window.state, frame)
+        document = pn.state.curdoc
 
         def tick() -> None:
-            page.poll()
+            # A page that was closed lives on for half a minute: it must not follow every edit.
+            if document is None or _connected(document):
+                page.poll()
             window.write()
 
         poll = pn.state.add_periodic_callback(tick, POLL_MS, start=False)
         pn.state.onload(poll.start)
-        if pn.state.curdoc is not None:
+        if document is not None:
             # No name of the served script may be needed here: its globals are gone by then.
             pn.state.on_session_destroyed(lambda _context: _end(page, poll))
         yield
