@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from math import prod
 
 import torch
@@ -10,6 +9,10 @@ from torch import Tensor
 
 _OF = 4
 _KEPT = 2
+
+_CHUNK = 1 << 18
+"""Weights worked on at once on a CPU: what lies between stays in its cache."""
+_FEW = 256
 
 
 def selective_mask(weight: Tensor, axis: int) -> Tensor:
@@ -22,25 +25,52 @@ def selective_mask(weight: Tensor, axis: int) -> Tensor:
     Source: specification chapter 40 section 4.1.
     """
     shape = weight.shape
-    sizes = weight.detach().abs()
+    values = weight.detach()
     if missing := -shape[axis] % _OF:
-        # Below every magnitude, so that the padding is what goes first.
-        extra = sizes.new_full((*shape[:axis], missing, *shape[axis + 1 :]), -1.0)
-        sizes = torch.cat([sizes, extra], dim=axis)
-    grouped = sizes.reshape(prod(shape[:axis]), -1, _OF, prod(shape[axis + 1 :]))
-    values = grouped.unbind(2)
-    beats: dict[tuple[int, int], Tensor] = {}
-    for one, other in combinations(range(_OF), 2):
-        beats[one, other] = values[one] >= values[other]
-        beats[other, one] = ~beats[one, other]
-    kept = [_two_of_three(*(beats[i, j] for j in range(_OF) if j != i)) for i in range(_OF)]
-    mask = torch.stack(kept, dim=2).reshape(sizes.shape)
-    return mask.narrow(axis, 0, shape[axis]).contiguous()
+        # Exceeds nothing and lies behind all others, so that the padding is what goes first.
+        extra = values.new_full((*shape[:axis], missing, *shape[axis + 1 :]), torch.nan)
+        values = torch.cat([values, extra], dim=axis)
+    ranks = _ranks(values.reshape(-1), prod(shape[axis + 1 :]))
+    # 2 and 3, the two largest, have the second bit.
+    kept = ranks.bitwise_right_shift_(1).view(torch.bool).reshape(values.shape)
+    return kept.narrow(axis, 0, shape[axis]).contiguous()
 
 
-def _two_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Of four values those are the two largest that are larger than two others."""
-    return (a & b) | (c & (a | b))
+def _ranks(values: Tensor, run: int) -> Tensor:
+    """How many of the other three of its group each magnitude outranks, int8.
+
+    ``values``: flat; the four of a group lie ``run`` apart. Each pair is compared where its earlier
+    one lies, so that all tensors stay contiguous.
+    """
+    group = _OF * run
+    at_once = _CHUNK if values.device.type == "cpu" else len(values)
+    length = min(max(at_once // group, 1) * group, len(values))
+    later, *has_partner = _places(run, length, values.device)
+    ranks = torch.empty_like(values, dtype=torch.int8)
+    sizes, exceeded = values.new_empty(length), values.new_zeros(length)
+    flags = values.new_empty(length, dtype=torch.bool)
+    for start in range(0, len(values), length):
+        block = values[start : start + length]
+        count = len(block)
+        size = torch.abs(block, out=sizes[:count])
+        rank = ranks[start : start + count].copy_(later[:count])
+        for step, partner in zip(range(run, group, run), has_partner, strict=True):
+            # Comparing into floats and converting takes a CPU a third of comparing into bools.
+            torch.gt(size[step:], size[:-step], out=exceeded[: count - step])
+            flag = flags[:count].copy_(exceeded[:count]).view(torch.int8)
+            flag.bitwise_and_(partner[:count])
+            rank.sub_(flag)
+            rank[step:].add_(flag[:-step])
+    return ranks
+
+
+def _places(run: int, length: int, device: torch.device) -> Tensor:
+    """For flat groups, int8 (4, ``length``): how many members follow, and whether 1, 2, 3 do."""
+    later = torch.arange(_OF - 1, -1, -1, dtype=torch.int8, device=device)
+    places = torch.stack([later, *((later >= step).to(torch.int8) for step in range(1, _OF))])
+    # Twice, since repeating many times what is short is slow.
+    some = places.repeat_interleave(run, dim=1).repeat(1, min(_FEW, length // (_OF * run)))
+    return some.repeat(1, -(-length // some.shape[1]))[:, :length]
 
 
 def is_two_of_four(weight: Tensor, axis: int) -> bool:
