@@ -9,6 +9,7 @@ import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, said
+from workbench.app.rows import any_eligible
 from workbench.app.search_settings import SearchSettings
 from workbench.app.style import aligned
 from workbench.app.view import View
@@ -24,7 +25,7 @@ def progress_text(job: JobState) -> str:
     text = job_title(job.kind)
     if job.state in ("queued", "paused"):
         return f"{text} · {job_state(job.state)}"
-    if job.total:
+    if job.total and job.kind != "open":  # its steps mean nothing to a reader
         text = _("{job} {n} of {m}").format(job=text, n=job.done, m=job.total)
     if job.seconds_left is not None:
         left = _("{time} left").format(time=formats.duration(job.seconds_left))
@@ -78,7 +79,7 @@ class Actions(View):
     def update(self) -> None:
         job = self.session.job
         active = job is not None and job.active
-        empty = not len(self.session.layers)
+        empty = not any_eligible(self.session.layers)
         for button in (self.analyse, self.search, self.export):
             button.disabled = active or empty
         if active and not len(self.running):  # not before a job runs: the first paint is dear

@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 from workbench.app.copy_button import CopyButton
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _, error_text
-from workbench.app.style import aligned
+from workbench.app.style import BESIDE, LEGIBLE, aligned
 from workbench.app.view import View
 from workbench.app.window import CODE_TAB, WindowState
 from workbench.engine.errors import WorkbenchError
@@ -93,7 +93,8 @@ class CodeTab(View):
 
     def update(self) -> None:
         """Written only while it is looked at: every edit would cost for nobody otherwise."""
-        if self.window.tab != CODE_TAB or not len(self.session.layers):
+        known = len(self.session.layers) > 0 or self.session.without_graph
+        if self.window.tab != CODE_TAB or not known:
             return
         self.view.refresh()
         try:
@@ -106,13 +107,20 @@ class CodeTab(View):
 
     def __panel__(self) -> Any:
         return pn.Row(
-            pn.Column(self.view, sizing_mode="stretch_width", margin=0),
+            pn.Column(
+                self.view,
+                sizing_mode="stretch_width",
+                margin=0,
+                styles={**LEGIBLE, "flex": "2 1 400px"},
+            ),
             pn.Column(
                 aligned(self.download, margin=(4, 0, 8, 0)),
                 self.config,
-                width=430,
-                margin=(0, 0, 0, 16),
+                sizing_mode="stretch_width",
+                margin=0,
+                styles={**LEGIBLE, "flex": "1 1 340px"},
             ),
             sizing_mode="stretch_width",
             margin=(6, 14),
+            styles={**BESIDE, "gap": "16px"},
         )

@@ -15,6 +15,7 @@ from workbench.app.graph_view import GraphView
 from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, said
 from workbench.app.job_notice import JobNotice
+from workbench.app.rows import any_eligible
 from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
@@ -169,7 +170,7 @@ class ExportTab(View):
     def update(self) -> None:
         job = self.session.job
         active = job is not None and job.active
-        self.button.disabled = active or not len(self.session.layers)
+        self.button.disabled = active or not any_eligible(self.session.layers)
         self.report.disabled = not len(self.session.layers)
         text = ""
         if job is not None and active and job.kind == "export":

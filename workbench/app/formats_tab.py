@@ -13,7 +13,7 @@ from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
-from workbench.app.style import BESIDE, aligned
+from workbench.app.style import BESIDE, LEGIBLE, aligned
 from workbench.app.variants_bar import VariantsBar
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
@@ -78,7 +78,7 @@ class FormatsTab(View):
             self._smoothing_figure(), height=HEIGHT, label=_("Before and after SmoothQuant")
         )
         self.smoothing_title = ThemedHTML()
-        self.result = ThemedHTML(margin=(8, 0))
+        self.result = ThemedHTML(margin=(8, 0), styles=LEGIBLE)
         self.config = ThemedHTML(styles={"overflow": "auto", "max-height": "300px"})
         self.copy = CopyButton(margin=0)
         self.config_row = pn.Column(
@@ -88,19 +88,20 @@ class FormatsTab(View):
                 self.copy, margin=0,
             ),
             self.config,
-            sizing_mode="stretch_width", margin=(8, 0),
+            sizing_mode="stretch_width", margin=(8, 0), styles=LEGIBLE,
         )  # fmt: skip
         # Hidden until something is measured, so that an empty page does not look broken.
         row: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
+        chart = {**row, "styles": LEGIBLE}
         self.details = pn.Column(
             self.table,
             pn.Row(
-                pn.Column(_title(_("Weight error by layer")), self.errors, self.shown, **row),
-                pn.Column(_title(_("Input channels that stand out")), self.outliers, **row),
-                pn.Column(self.smoothing_title, self.smoothing, **row),
+                pn.Column(_title(_("Weight error by layer")), self.errors, self.shown, **chart),
+                pn.Column(_title(_("Input channels that stand out")), self.outliers, **chart),
+                pn.Column(self.smoothing_title, self.smoothing, **chart),
                 sizing_mode="stretch_width", margin=(8, 0, 0, 0), styles={**BESIDE, "gap": "10px"},
             ),
-            pn.Row(self.result, self.config_row, styles={"gap": "24px"}, **row),
+            pn.Row(self.result, self.config_row, styles={**BESIDE, "gap": "0 24px"}, **row),
             visible=False,
             **row,
         )  # fmt: skip

@@ -11,7 +11,7 @@ import panel as pn
 import param
 
 from workbench.app.i18n import _
-from workbench.app.layer_table import CHOSEN, TABLE, changed_cells, tick
+from workbench.app.layer_table import CHOSEN, TABLE, WHOLE_NAME, changed_cells, tick
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
@@ -103,7 +103,7 @@ class FormatsTable(View):
             widths=WIDTHS,
             text_align=ALIGN,
             header_align=ALIGN,
-            formatters={CHOSEN: tick("☑", "☐", _("select"))},
+            formatters={CHOSEN: tick("☑", "☐", _("select")), "name": WHOLE_NAME},
             layout="fit_data_stretch",
             theme="materialize",
             configuration=TABLE,

@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 from workbench.app.html import ThemedHTML, escape
 from workbench.app.i18n import _
 from workbench.app.netron_frame import NetronFrame
-from workbench.app.style import BESIDE, Wrapping
+from workbench.app.style import BESIDE, LEGIBLE, Wrapping
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts.sensitivity import bar_states
@@ -82,7 +82,7 @@ class GraphView(View):
                         frame,
                         sizing_mode="stretch_width",
                         margin=0,
-                        styles={"min-width": "320px"},
+                        styles=LEGIBLE,
                     )
                     for select, frame in zip((self.left, self.right), self.frames, strict=True)
                 ),

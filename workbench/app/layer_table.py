@@ -49,6 +49,14 @@ _TICK = """\
   box.textContent = cell.getValue() ? on : off;
   return box;
 }"""
+# A long name loses its beginning (style.TABLE_CSS): its end tells neighbours apart.
+WHOLE_NAME = JSCode("""\
+(cell) => {
+  const name = document.createElement("bdi");
+  name.textContent = cell.getValue();
+  cell.getElement().title = cell.getValue();
+  return name;
+}""")
 # A header of a group is a row with one cell, which says whether the group is open.
 _GROUP = """\
 (value, count, data, group) => {
@@ -242,7 +250,7 @@ class LayerTable(View):
             text_align=ALIGN,
             header_align=ALIGN,
             formatters={c: tick("✓", "·", titles()[c]) for c in TICKS}
-            | {CHOSEN: tick("☑", "☐", _("select"))},
+            | {CHOSEN: tick("☑", "☐", _("select")), "name": WHOLE_NAME},
             layout="fit_data_stretch",
             theme="materialize",
             configuration={**TABLE, "groupHeader": JSCode(_GROUP)},

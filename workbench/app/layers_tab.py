@@ -219,6 +219,8 @@ class LayersTab(View):
         layers, job, text = self.session.layers, self.session.job, ""
         if len(layers) and not len(self.shown):
             text = _("No layer matches the filter.")
+        elif len(layers) and not rows.any_eligible(layers):
+            text = _("No layer of this model can be quantised: the tab Model says why.")
         elif len(layers) and layers["cosine"].isna().all():
             measuring = job is not None and job.active and job.kind == "analyse"
             text = (

@@ -34,7 +34,7 @@ def model_summary(
     ``obstacles``: as ``studio.abilities`` has them.
     """
     if not len(layers):
-        return f'<p class="wb-empty">{escape(_("The model is being opened."))}</p>'
+        return ""  # the notice above says that it is being opened, or why it is not
     able = {ability: ~layers["name"].isin(list(reasons)) for ability, reasons in obstacles.items()}
     cells = []
     for kind, group in layers.groupby("type", sort=False):
@@ -86,8 +86,8 @@ def _reasons(title: str, obstacles: Mapping[str, str]) -> str:
         return ""
     return (
         f'<h2 class="wb">{escape(title)}</h2>'
-        f'<table class="wb"><thead><tr><th>{escape(_("why"))}</th><th>{escape(_("which"))}</th>'
-        f"</tr></thead><tbody>{lines}</tbody></table>"
+        f'<table class="wb wb-reasons"><thead><tr><th>{escape(_("why"))}</th>'
+        f"<th>{escape(_('which'))}</th></tr></thead><tbody>{lines}</tbody></table>"
     )
 
 

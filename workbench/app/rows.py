@@ -51,6 +51,11 @@ def shown_layers(layers: pd.DataFrame, window: WindowState) -> pd.DataFrame:
     return table.iloc[by_module(table["name"].tolist(), modules(layers["name"].tolist()))]
 
 
+def any_eligible(layers: pd.DataFrame) -> bool:
+    """Whether there is a layer that can be quantised."""
+    return len(layers) > 0 and bool(layers["eligible"].any())
+
+
 def modules(names: Sequence[str]) -> dict[str, str]:
     """The module that each layer lies in: as deep a path as still holds a few layers on average.
 

@@ -12,6 +12,7 @@ from workbench.app.i18n import _
 from workbench.app.job_notice import JobNotice
 from workbench.app.pin_control import PinControl
 from workbench.app.plot import Plot
+from workbench.app.rows import any_eligible
 from workbench.app.search_settings import SearchSettings
 from workbench.app.style import BESIDE, aligned
 from workbench.app.trial_table import TrialTable
@@ -129,7 +130,7 @@ class SearchTab(View):
         active = job is not None and job.active
         searching = active and job is not None and job.kind == "search"
         paused = searching and job is not None and job.state == "paused"
-        self.start.disabled = active or not len(self.session.layers)
+        self.start.disabled = active or not any_eligible(self.session.layers)
         self.pause.disabled = self.stop.disabled = not searching
         self.accept.disabled = not searching or self._best_of(job.id if job else 0) is None
         label, icon = (_("Resume"), "play_arrow") if paused else (_("Pause"), "pause")

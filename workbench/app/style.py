@@ -37,6 +37,17 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
         "shape": {"borderRadius": 4},
         # Chinese may break between any two letters.
         "components": {
+            # The keyboard's place; the theme's own is a faint ripple.
+            "MuiButtonBase": {
+                "styleOverrides": {
+                    "root": {
+                        "&.Mui-focusVisible": {
+                            "outline": f"2px solid {colours.accent}",
+                            "outlineOffset": 2,
+                        }
+                    }
+                }
+            },
             "MuiToggleButton": {
                 "styleOverrides": {"root": {"whiteSpace": "nowrap", "fontSize": 12, **_HIGH}}
             },
@@ -64,8 +75,10 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
             "MuiDialogTitle": {"styleOverrides": {"root": {"padding": "14px 16px 8px"}}},
             "MuiInputLabel": {
                 "styleOverrides": {
-                    "sizeSmall": {
-                        "&.MuiInputLabel-outlined:not(.MuiInputLabel-shrink)": {
+                    # A menu's label is not told that it is small.
+                    "outlined": {
+                        "&:not(.MuiInputLabel-shrink):is(.MuiInputLabel-sizeSmall, "
+                        ":has(+ .MuiInputBase-sizeSmall))": {
                             "transform": "translate(14px, 7px) scale(1)"
                         }
                     }
@@ -97,6 +110,9 @@ def aligned(*controls: Any, css: str = "", **layout: Any) -> Any:
 
 BESIDE = {"flex-wrap": "wrap"}
 """Styles of charts side by side; one below the other in a narrow window."""
+
+LEGIBLE = {"min-width": "min(340px, 100%)"}
+"""Styles of each of them: narrower than this they wrap."""
 
 THEME = {"light": _palette(LIGHT, False), "dark": _palette(DARK, True)}
 
@@ -153,6 +169,8 @@ table.wb th, table.wb td { padding: 5px 16px 5px 0; border-bottom: 1px solid var
                            vertical-align: top; }
 table.wb td.wb-number, table.wb th.wb-number { text-align: right; }
 table.wb td.wb-number { white-space: nowrap; }
+table.wb + h2.wb { margin-top: 18px; }
+table.wb-reasons td { overflow-wrap: anywhere; }
 a { color: var(--wb-accent); }
 pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-radius: 4px;
          padding: 12px 14px; margin: 0; overflow: auto; font-size: 12.5px; line-height: 1.5;
@@ -189,7 +207,8 @@ TABLE_CSS = """
 .tabulator-row .tabulator-cell[tabulator-field="retrain_enable"],
 .tabulator-row .tabulator-cell[tabulator-field="prune_enable"],
 .tabulator-row .tabulator-cell[tabulator-field="channel_wise"] { cursor: pointer; }
-.tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; }
+.tabulator-row .tabulator-cell[tabulator-field="name"] { cursor: pointer; direction: rtl;
+  text-align: left !important; text-overflow: ellipsis; }
 .tabulator-row .tabulator-cell[tabulator-field="name"]:hover { text-decoration: underline; }
 .tabulator .tabulator-row.tabulator-selectable:hover:not(.tabulator-selected) {
   color: var(--panel-on-background-color) !important;

@@ -7,9 +7,12 @@ from typing import Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.charts.sensitivity import STATE_TITLES
+from workbench.charts.sensitivity import STATE_TITLES, tick_names
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, note, palette
+
+LONGEST = 28
+"""Letters of a module's name in its box."""
 
 
 def module_chart(
@@ -40,14 +43,15 @@ def module_chart(
     totals = {path: totals[path] for path in parents}
     if totals[""] <= 0:
         note(figure, _("No layers yet"), dark=dark)
+        figure.update_layout(xaxis_visible=False, yaxis_visible=False)
         return figure
-    paths = list(totals)
+    paths, labels = list(totals), _labels(parents)
     unit = _("parameters") if value == "parameters" else "MAC"
     trace = go.Treemap if kind == "treemap" else go.Icicle
     figure.add_trace(
         trace(
             ids=[path or "/" for path in paths],
-            labels=[_label(path, parents[path]) if path else model_name for path in paths],
+            labels=[labels[path] if path else model_name for path in paths],
             parents=[(parents[path] or "/") if path else "" for path in paths],
             values=[totals[path] for path in paths],
             branchvalues="total",
@@ -102,8 +106,18 @@ def _parents(totals: dict[str, float], states: dict[str, str]) -> dict[str, str]
     return parents
 
 
-def _label(path: str, parent: str) -> str:
-    return path[len(parent) + 1 :] if parent else path
+def _labels(parents: dict[str, str]) -> dict[str, str]:
+    """Paths below their parents; long ones by what tells siblings apart."""
+    beneath: dict[str, list[str]] = {}
+    for path, parent in parents.items():
+        if path:
+            beneath.setdefault(parent, []).append(path)
+    labels: dict[str, str] = {}
+    for parent, paths in beneath.items():
+        names = [path[len(parent) + 1 :] if parent else path for path in paths]
+        long = max(map(len, names)) > LONGEST
+        labels |= zip(paths, tick_names(names, LONGEST) if long else names, strict=True)
+    return labels
 
 
 def _colour(path: str, states: dict[str, str], dark: bool) -> str:

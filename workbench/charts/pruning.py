@@ -10,7 +10,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from workbench.charts import formats
-from workbench.charts.sensitivity import short_name, tick_names
+from workbench.charts.sensitivity import short_name, tick_angle, tick_names
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, hatch, log_scale, note, palette, with_gaps
 
@@ -19,6 +19,9 @@ _LOWEST, _HIGHEST = -3.0, -1.0
 
 _NAMED_BARS = 60
 """Above this many layers their names would overlap."""
+
+_ROOM = 70
+"""Letters that fit side by side under a chart of half the page."""
 
 _WIDE = 80
 """Above this many channels in a row, gaps between them hide them and crosses run together."""
@@ -181,9 +184,8 @@ def channel_plan_chart(
     figure.update_yaxes(title_text=_("channels"))
     figure.update_xaxes(type="category")
     if len(names) <= _NAMED_BARS:
-        figure.update_xaxes(
-            tickvals=names, ticktext=tick_names(names), tickangle=-40 if len(names) > 8 else 0
-        )
+        labels = tick_names(names)
+        figure.update_xaxes(tickvals=names, ticktext=labels, tickangle=tick_angle(labels, _ROOM))
     else:
         figure.update_xaxes(showticklabels=False, title_text=_("layer, in the order shown"))
     return figure

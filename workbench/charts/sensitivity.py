@@ -21,6 +21,7 @@ from workbench.charts.theme import PATTERNS, POWERS, base_figure, hatch, note, p
 Order = Literal["execution", "sorted"]
 Floats = npt.NDArray[np.float64]
 
+ROOM = 150  # letters that fit side by side under a chart as wide as a page
 STAGE_STRIP_FROM = 300  # above this many layers single bars are thinner than a few pixels
 
 
@@ -285,10 +286,11 @@ def _style_axes(
         figure.update_yaxes(**POWERS)
     count = len(table)
     if count <= 60:
+        labels = tick_names([str(name) for name in table["name"]])
         figure.update_xaxes(
             tickvals=list(range(count)),
-            ticktext=tick_names([str(name) for name in table["name"]]),
-            tickangle=-40 if count > 8 else 0,
+            ticktext=labels,
+            tickangle=tick_angle(labels, ROOM),
             # Otherwise plotly measures every label at every redraw: half of a toggle's time.
             ticklabeloverflow="allow",
         )
@@ -299,8 +301,8 @@ def _style_axes(
 
 def _room_below(table: pd.DataFrame) -> int:
     """Pixels that the slanted names take under the axis."""
-    longest = max((len(name) for name in tick_names([str(x) for x in table["name"]])), default=0)
-    return max(36, 18 + 4 * longest) if len(table) > 8 else 36
+    labels = tick_names([str(name) for name in table["name"]])
+    return max(36, 18 + 4 * max(map(len, labels))) if tick_angle(labels, ROOM) else 36
 
 
 def short_name(name: str, limit: int = 14) -> str:
@@ -309,13 +311,25 @@ def short_name(name: str, limit: int = 14) -> str:
 
 
 def tick_names(names: Sequence[str], limit: int = 18) -> list[str]:
-    """Short labels: path ends and beginnings that tell no two layers apart are dropped."""
+    """Short labels: path ends and beginnings that tell no two layers apart are dropped.
+
+    One of each from all names, and more from those that are still longer than ``limit``.
+    """
     parts = [name.split(".") for name in names]
-    for cut in (slice(None, -1), slice(1, None)):
-        shorter = [part[cut] if len(part) > 1 else part for part in parts]
-        if len({tuple(part) for part in shorter}) == len(names):
-            parts = shorter
+    for longest in (0, limit):
+        for cut in (slice(None, -1), slice(1, None)):
+            shorter = [
+                part[cut] if len(part) > 1 and len(".".join(part)) > longest else part
+                for part in parts
+            ]
+            if len({tuple(part) for part in shorter}) == len(names):
+                parts = shorter
     return [short_name(".".join(part), limit) for part in parts]
+
+
+def tick_angle(labels: Sequence[str], room: int) -> int:
+    """Degrees by which names are turned that have room for so many letters under their axis."""
+    return -40 if len(labels) > 8 or sum(map(len, labels)) > room else 0
 
 
 def _add_threshold(figure: go.Figure, line: float, threshold: float, dark: bool) -> None:
