@@ -122,7 +122,7 @@ class PruneTab(ShrinkTab):
             label=label, options={"1.00×": 0}, value=0, width=300, size="small",
             margin=(0, 12),
         )  # fmt: skip
-        slider._debounce = AT_ONCE_MS
+        slider._debounce = AT_ONCE_MS  # type: ignore[misc]
         return slider
 
     # -- what the user does ---------------------------------------------------------------------

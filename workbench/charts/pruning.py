@@ -160,7 +160,6 @@ def channel_plan_chart(
             hovertemplate="%{hovertext}<extra></extra>",
             marker={"color": colour, "pattern": hatch(state, dark), "line": {"width": 0}},
         )
-    figure.update_layout(barmode="stack", margin={"l": 56, "r": 16, "t": 44, "b": 84})
     totals = [
         f"{what} {formats.count(before)} → {formats.count(after)} ({after / max(before, 1):.0%})"
         for what, (before, after) in (
@@ -181,13 +180,23 @@ def channel_plan_chart(
             showarrow=False,
             font={"size": 12, "color": colours.text},
         )
-    figure.update_yaxes(title_text=_("channels"))
-    figure.update_xaxes(type="category")
+    xaxis: dict[str, object] = {"type": "category"}
     if len(names) <= _NAMED_BARS:
         labels = tick_names(names)
-        figure.update_xaxes(tickvals=names, ticktext=labels, tickangle=tick_angle(labels, _ROOM))
+        xaxis |= {
+            "tickvals": names,
+            "ticktext": labels,
+            "tickangle": tick_angle(labels, _ROOM),
+            "ticklabeloverflow": "allow",  # or plotly measures every label at every redraw
+        }
     else:
-        figure.update_xaxes(showticklabels=False, title_text=_("layer, in the order shown"))
+        xaxis |= {"showticklabels": False, "title": {"text": _("layer, in the order shown")}}
+    figure.update_layout(
+        xaxis=xaxis,
+        yaxis={"title": {"text": _("channels")}},
+        barmode="stack",
+        margin={"l": 56, "r": 16, "t": 44, "b": 84},
+    )
     return figure
 
 

@@ -276,27 +276,29 @@ def _add_legend(figure: go.Figure, states: list[str], dark: bool) -> None:
 def _style_axes(
     figure: go.Figure, table: pd.DataFrame, spec: Quantity, low: float, high: float
 ) -> None:
-    figure.update_yaxes(
-        type="log" if spec.log else "linear",
-        range=[low, high],
-        title_text=_(spec.title),
-        fixedrange=True,
-    )
+    yaxis: dict[str, object] = {
+        "type": "log" if spec.log else "linear",
+        "range": [low, high],
+        "title": {"text": _(spec.title)},
+        "fixedrange": True,
+    }
     if spec.log:
-        figure.update_yaxes(**POWERS)
+        yaxis |= POWERS
     count = len(table)
+    xaxis: dict[str, object] = {"range": [-0.7, max(count, 1) - 0.3], "showgrid": False}
     if count <= 60:
         labels = tick_names([str(name) for name in table["name"]])
-        figure.update_xaxes(
-            tickvals=list(range(count)),
-            ticktext=labels,
-            tickangle=tick_angle(labels, ROOM),
+        xaxis |= {
+            "tickvals": list(range(count)),
+            "ticktext": labels,
+            "tickangle": tick_angle(labels, ROOM),
             # Otherwise plotly measures every label at every redraw: half of a toggle's time.
-            ticklabeloverflow="allow",
-        )
+            "ticklabeloverflow": "allow",
+        }
     else:
-        figure.update_xaxes(title_text=_("layer, in the order shown"))
-    figure.update_xaxes(range=[-0.7, max(count, 1) - 0.3], showgrid=False)
+        xaxis["title"] = {"text": _("layer, in the order shown")}
+    # Both at once: plotly's update of a single axis takes longer than that of the layout.
+    figure.update_layout(xaxis=xaxis, yaxis=yaxis)
 
 
 def _room_below(table: pd.DataFrame) -> int:
