@@ -135,11 +135,20 @@ def channel_plan_chart(
     none.
     """
     colours = palette(dark)
-    figure = base_figure(dark=dark, height=height, uirevision=uirevision)
     if not channels:
+        figure = base_figure(dark=dark, height=height, uirevision=uirevision)
         note(figure, _("The plan appears here"), dark=dark)
         return figure
     names = list(channels)
+    figure = base_figure(
+        dark=dark,
+        height=height,
+        uirevision=uirevision,
+        xaxis=_layer_axis(names),
+        yaxis={"title": {"text": _("channels")}},
+        barmode="stack",
+        margin={"l": 56, "r": 16, "t": 44, "b": 84},
+    )
     gone = np.array([_count(removed.get(name, 0)) for name in names])
     kept = np.array([channels[name] for name in names]) - gone
     reasons = notes or {}
@@ -180,24 +189,21 @@ def channel_plan_chart(
             showarrow=False,
             font={"size": 12, "color": colours.text},
         )
-    xaxis: dict[str, object] = {"type": "category"}
-    if len(names) <= _NAMED_BARS:
-        labels = tick_names(names)
-        xaxis |= {
-            "tickvals": names,
-            "ticktext": labels,
-            "tickangle": tick_angle(labels, _ROOM),
-            "ticklabeloverflow": "allow",  # or plotly measures every label at every redraw
-        }
-    else:
-        xaxis |= {"showticklabels": False, "title": {"text": _("layer, in the order shown")}}
-    figure.update_layout(
-        xaxis=xaxis,
-        yaxis={"title": {"text": _("channels")}},
-        barmode="stack",
-        margin={"l": 56, "r": 16, "t": 44, "b": 84},
-    )
     return figure
+
+
+def _layer_axis(names: list[str]) -> dict[str, object]:
+    axis: dict[str, object] = {"type": "category"}
+    if len(names) > _NAMED_BARS:
+        title = _("layer, in the order shown")
+        return axis | {"showticklabels": False, "title": {"text": title}}
+    labels = tick_names(names)
+    return axis | {
+        "tickvals": names,
+        "ticktext": labels,
+        "tickangle": tick_angle(labels, _ROOM),
+        "ticklabeloverflow": "allow",  # or plotly measures every label at every redraw
+    }
 
 
 def sparse_weight_chart(

@@ -203,7 +203,6 @@ def sensitivity_chart(
     """
     spec = QUANTITIES[quantity]
     colours = palette(dark)
-    figure = base_figure(dark=dark, height=height, uirevision=f"{uirevision}-{quantity}-{order}")
     rows = display_order(layers, quantity, order)
     table = layers.iloc[rows]
     values = quantity_values(table, quantity)
@@ -213,6 +212,23 @@ def sensitivity_chart(
     chosen = set(selected)
     outlined = [name in chosen for name in table["name"]]
     heights, base = bar_heights(values, spec, low, high)
+    xaxis, yaxis = _axes(table, spec, low, high)
+    figure = base_figure(
+        dark=dark,
+        height=height,
+        uirevision=f"{uirevision}-{quantity}-{order}",
+        xaxis=xaxis,
+        yaxis=yaxis,
+        barmode="overlay",
+        editrevision=f"{threshold!r}",
+        dragmode="select",
+        hovermode="x",
+        # The page takes a click anywhere in a bar's column as a click on the bar.
+        meta={"click": "columns"},
+        selectdirection="h",
+        selectionrevision=str(hash((tuple(sorted(chosen)), tuple(states)))),
+        margin={"l": 56, "r": 16, "t": 26, "b": _room_below(table) if len(table) <= 60 else 36},
+    )
     figure.add_bar(
         x=np.arange(len(table)),
         y=heights,
@@ -229,21 +245,10 @@ def sensitivity_chart(
         name="layers",
     )
     _add_legend(figure, states, dark)
-    _style_axes(figure, table, spec, low, high)
     if line is not None:
         _add_threshold(figure, line, threshold, dark)
     if not len(table):
         note(figure, _("No layers yet"), dark=dark)
-    figure.update_layout(
-        editrevision=f"{threshold!r}",
-        dragmode="select",
-        hovermode="x",
-        # The page takes a click anywhere in a bar's column as a click on the bar.
-        meta={"click": "columns"},
-        selectdirection="h",
-        selectionrevision=str(hash((tuple(sorted(chosen)), tuple(states)))),
-        margin={"l": 56, "r": 16, "t": 26, "b": _room_below(table) if len(table) <= 60 else 36},
-    )
     return figure
 
 
@@ -270,12 +275,11 @@ def _add_legend(figure: go.Figure, states: list[str], dark: bool) -> None:
                 marker={"color": getattr(colours, state), "pattern": hatch(state, dark)},
                 hoverinfo="skip",
             )
-    figure.update_layout(barmode="overlay")
 
 
-def _style_axes(
-    figure: go.Figure, table: pd.DataFrame, spec: Quantity, low: float, high: float
-) -> None:
+def _axes(
+    table: pd.DataFrame, spec: Quantity, low: float, high: float
+) -> tuple[dict[str, object], dict[str, object]]:
     yaxis: dict[str, object] = {
         "type": "log" if spec.log else "linear",
         "range": [low, high],
@@ -297,8 +301,7 @@ def _style_axes(
         }
     else:
         xaxis["title"] = {"text": _("layer, in the order shown")}
-    # Both at once: plotly's update of a single axis takes longer than that of the layout.
-    figure.update_layout(xaxis=xaxis, yaxis=yaxis)
+    return xaxis, yaxis
 
 
 def _room_below(table: pd.DataFrame) -> int:
