@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
-from workbench.engine.algorithms.batch import take_batch
+from workbench.engine.algorithms.batch import Extremes, take_batch
 from workbench.engine.algorithms.cell_counts import count_cells
 from workbench.engine.algorithms.uniform_bins import Grids, UniformBins
 from workbench.engine.errors import WrongState
@@ -54,11 +54,14 @@ class HFMGObserver:
         self.high = -math.inf
         self.counts: Counts = np.zeros(bins, dtype=np.int64)
 
-    def update(self, x: Tensor) -> None:
-        """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed."""
+    def update(self, x: Tensor, known: Extremes | None = None) -> None:
+        """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed.
+
+        ``known``: its extremes, where somebody has found them.
+        """
         if x.numel() == 0:
             return
-        batch = take_batch(x, self.sample_limit)
+        batch = take_batch(x, self.sample_limit, known)
         low, high = min(self.low, batch.low), max(self.high, batch.high)
         counts = _histogram(batch.values, low, high, len(self.counts))
         if self.low <= self.high:

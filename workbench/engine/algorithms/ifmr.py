@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
-from workbench.engine.algorithms.batch import take_batch
+from workbench.engine.algorithms.batch import Extremes, take_batch
 from workbench.engine.algorithms.range_histogram import RangeHistogram
+from workbench.engine.algorithms.side_by_side import side_by_side
 from workbench.engine.algorithms.top_values import TopValues, row_extremes
 from workbench.engine.errors import WrongState
 from workbench.engine.numerics.integer import FLT_EPSILON, SMALLEST_NORMAL, guard_activation
@@ -79,11 +80,14 @@ class IFMRObserver:
         """Number of values seen, left out ones included."""
         return self._seen
 
-    def update(self, x: Tensor) -> None:
-        """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed."""
+    def update(self, x: Tensor, known: Extremes | None = None) -> None:
+        """Take in one batch: any shape, any floating dtype; ``x`` is not kept or changed.
+
+        ``known``: its extremes, where somebody has found them.
+        """
         if x.numel() == 0:
             return
-        batch = take_batch(x, self.sample_limit)
+        batch = take_batch(x, self.sample_limit, known)
         values = batch.values
         if batch.is_sample:
             self._extremes.append(torch.tensor([batch.low, batch.high]))
@@ -127,7 +131,7 @@ class IFMRObserver:
         self._kept.append(values[:: self._stride].clone())
         self._kept_bytes += self._kept[-1].numel() * values.element_size()
 
-    def _count(self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None) -> None:
+    def _count(self, values: Tensor, extremes: Extremes | None = None) -> None:
         """Put values into bins instead of keeping them; small blocks are gathered first."""
         if self._complete:
             logger.info("over %d bytes of activations: counted in bins", self.byte_budget)
@@ -146,9 +150,7 @@ class IFMRObserver:
         self._stage[self._staged : self._staged + values.numel()].copy_(values)
         self._staged += values.numel()
 
-    def _add_to_histogram(
-        self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None
-    ) -> None:
+    def _add_to_histogram(self, values: Tensor, extremes: Extremes | None = None) -> None:
         self._histogram.add(values, self._track(values, extremes))
 
     def _thin_out(self, values: Tensor) -> None:
@@ -167,9 +169,7 @@ class IFMRObserver:
                 self._stride,
             )
 
-    def _track(
-        self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _track(self, values: Tensor, extremes: Extremes | None = None) -> Extremes:
         """Keep the extreme values of a block as far as the percentiles may ask for them."""
         extremes = extremes or row_extremes(values)
         for top, percentile, rows in zip(
@@ -301,7 +301,6 @@ def candidate_ratios(search_range: tuple[float, float], step: float) -> Floats32
 
 def exact_losses(kept: Sequence[Tensor], candidates: _Candidates) -> Floats64:
     """Summed squared error of each candidate over all kept values, about 1 ns per value each."""
-    losses = np.zeros(len(candidates.scales))
     rows = list(
         zip(
             candidates.lows.tolist(),
@@ -310,19 +309,20 @@ def exact_losses(kept: Sequence[Tensor], candidates: _Candidates) -> Floats64:
             strict=True,
         )
     )
-    for chunk in _chunks(kept):
+
+    def losses(chunk: Tensor) -> Floats64:
+        chunk = chunk.to(torch.float32)
         error = torch.empty_like(chunk)
-        for i, (low, high, scale) in enumerate(rows):
+        found = []
+        for low, high, scale in rows:
             torch.clamp(chunk, low, high, out=error)
             error.div_(scale).round_().mul_(scale).sub_(chunk)
-            losses[i] += float(torch.dot(error, error))
-    return losses
+            found.append(float(torch.dot(error, error)))
+        return np.array(found)
 
-
-def _chunks(kept: Sequence[Tensor]) -> Iterator[Tensor]:
-    for values in kept:
-        for start in range(0, values.numel(), _CHUNK):
-            yield values[start : start + _CHUNK].to(torch.float32)
+    # Summed in their order: the result does not depend on the number of threads.
+    chunks = [chunk for values in kept for chunk in torch.split(values, _CHUNK)]
+    return np.asarray(np.sum(side_by_side(losses, chunks), axis=0, dtype=np.float64))
 
 
 def _rank(percentile: float, total: int) -> int:

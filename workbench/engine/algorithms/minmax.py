@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.batch import Extremes
 from workbench.engine.algorithms.hfmg import range_scale
 from workbench.engine.errors import WrongState
 from workbench.engine.numerics.integer import as_float32
@@ -21,12 +22,13 @@ class MinMaxObserver:
         self.asymmetric = asymmetric
         self.low, self.high = math.inf, -math.inf
 
-    def update(self, x: Tensor) -> None:
+    def update(self, x: Tensor, known: Extremes | None = None) -> None:
         """One batch. ``TypeError`` for integers, ``RuntimeError`` for inf and NaN."""
         values = as_float32(x)
         if values.numel() == 0:
             return
-        low, high = (float(end) for end in torch.aminmax(values))
+        lows, highs = known or torch.aminmax(values)
+        low, high = float(lows.amin()), float(highs.amax())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
         self.low, self.high = min(self.low, low), max(self.high, high)

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.batch import Extremes
 from workbench.engine.algorithms.hfmg import HFMGObserver
 from workbench.engine.algorithms.ifmr import IFMRObserver
 from workbench.engine.files.config import ActivationParams
@@ -15,8 +16,11 @@ from workbench.engine.files.config import ActivationParams
 class Observer(Protocol):
     """Watches one tensor over the batches, then finds its scale."""
 
-    def update(self, x: Tensor) -> None:
-        """One batch. ``TypeError`` for integers, ``RuntimeError`` for inf and NaN."""
+    def update(self, x: Tensor, known: Extremes | None = None) -> None:
+        """One batch, with its extremes where somebody has found them.
+
+        ``TypeError`` for integers, ``RuntimeError`` for inf and NaN.
+        """
 
     def result(self) -> ActivationScale:
         """The scale found from what was seen."""

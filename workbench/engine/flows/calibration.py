@@ -30,6 +30,7 @@ from workbench.engine.flows.rounding import tune_rounding
 from workbench.engine.flows.sequential import InSequence, MeetLayer
 from workbench.engine.flows.weights import calibrate_weights, with_room_for_bias
 from workbench.engine.graph.capture import Captured, copy_model
+from workbench.engine.graph.clamped import clamped_inputs
 from workbench.engine.graph.rnn import set_joined_weight
 from workbench.engine.graph.sources import input_names, input_shapes
 
@@ -112,7 +113,13 @@ class Calibration:
         )
         self.fake_weights = {**weights.weights, **self.tuned_weights}
         self._weight_records = weights.records
-        self._recorder = RangeRecorder()
+        # A balanced layer reads a tensor of its own; in sequence all batches run side by side.
+        alone = weights.records if sequential else self.balance
+        readers = clamped_inputs(captured, weights.records, {pair.bn for pair in self.plan.pairs})
+        self._recorder = RangeRecorder(
+            {name: clamped for name, clamped in readers.items() if name not in alone},
+            by_rows=sample_limit is None,
+        )
         self._input_names = input_names(captured)
         self._batch = 0
         self._broken = False
@@ -125,8 +132,7 @@ class Calibration:
             captured,
             config,
             names,
-            # A balanced layer quantises a tensor of its own; in sequence each layer has its turn.
-            alone=names if sequential else self.balance,
+            alone=alone,
             byte_budget=budget,
             sample_limit=sample_limit,
             compat=compat,
@@ -218,6 +224,7 @@ class Calibration:
         return self._observers.quantized(name, value)
 
     def _see_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._recorder.begin()
         names = self._input_names
         for name, value in (*zip(names, args, strict=False), *kwargs.items()):
             if isinstance(value, Tensor):
@@ -268,7 +275,7 @@ class Calibration:
         if self._observers.counts(name):
             if self._on_layer_input is not None:
                 self._on_layer_input(name, call)
-            self._observers.see(name, value)
+            self._observers.see(name, value, self._recorder.extremes_of(name, value))
         return value
 
     def _after(self, name: str) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
+from workbench.engine.algorithms.batch import Extremes
 from workbench.engine.algorithms.observer import Observer, make_observer
 from workbench.engine.files.config import LayerConfig, QuantConfig
 from workbench.engine.graph.capture import Captured
@@ -79,14 +80,17 @@ class Observers:
         """Whether a batch that reaches layer ``name`` now is one of its ``batch_num``."""
         return self._batches[name] < self._config.batch_num
 
-    def see(self, name: str, value: Tensor) -> None:
-        """One batch of a layer's (balanced) input; errors name the layer and the batch."""
+    def see(self, name: str, value: Tensor, known: Extremes | None = None) -> None:
+        """One batch of a layer's (balanced) input, with its extremes where they are known.
+
+        Errors name the layer and the batch.
+        """
         group = self._groups[name]
         number = self._batches[name] + 1
         # Of layers that read the same tensor, the first to run shows it to the observer.
         if number > group.batches and group.observer is not None:
             try:
-                group.observer.update(value)
+                group.observer.update(value, known)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise type(error)(f"layer {name}, batch {number}: {error}") from error
             group.batches = number

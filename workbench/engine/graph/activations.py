@@ -64,26 +64,28 @@ def following_activation(
     after them counts. Dropout does nothing in eval mode and is stepped over. Known are ReLU, ReLU6,
     Sigmoid, Tanh, LeakyReLU, PReLU (its slope as it is), RReLU, GELU, SiLU and Hardswish.
     """
-    node = _main_node(captured, name)
+    node = main_node(captured, name)
     while node is not None and len(node.users) == 1:
         user = next(iter(node.users))
         if not user.args or user.args[0] is not node or len(user.all_input_nodes) == 0:
             return None
-        if _is_identity(captured, user, folded):
+        if is_identity(captured, user, folded):
             node = user
             continue
         return _activation(captured, user)
     return None
 
 
-def _main_node(captured: Captured, name: str) -> Node | None:
+def main_node(captured: Captured, name: str) -> Node | None:
+    """The operator that is layer ``name`` itself; None when it runs more than once or never."""
     operators = MAIN_OPERATORS.get(captured.layers[name].type, frozenset())
     calls = captured.facts.calls.get(name, [])
     nodes = [node for call in calls for node in call.nodes if node.target in operators]
     return nodes[0] if len(nodes) == 1 else None
 
 
-def _is_identity(captured: Captured, node: Node, folded: Collection[str]) -> bool:
+def is_identity(captured: Captured, node: Node, folded: Collection[str]) -> bool:
+    """Whether a node does nothing to its argument: a folded batch norm, dropout in eval mode."""
     if node.target is _aten.batch_norm.default:
         return captured.facts.scope[node] in folded
     return node.target is _aten.dropout.default and not node.args[2]
