@@ -78,7 +78,7 @@ def test_what_can_be_pressed_in_each_state(page: WorkbenchPage) -> None:
     jobtable.finish(page.session.project.store, job, "failed", ErrorText("no memory", "Use less."))
     page.poll()
     assert "no memory" in str(page.search.state.pane.object)
-    assert pressable(page) == {"start"}
+    assert pressable(page) == {"start", "accept"}
 
 
 def test_accept_takes_the_best_trial_and_stops(page: WorkbenchPage) -> None:

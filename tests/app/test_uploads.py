@@ -32,7 +32,7 @@ from workbench.app.new_project import NewProject, external_files, new_project
 from workbench.engine.errors import MissingFile, WrongValue
 from workbench.studio.errors import NotWritable
 from workbench.studio.image_settings import ImageSettings
-from workbench.studio.project import Project
+from workbench.studio.project import Project, SourceSpec
 
 Answer = TypeVar("Answer")
 
@@ -233,6 +233,22 @@ def test_a_folder_of_pictures_stays_where_it_is(files: Path, home: Path, tmp_pat
     for name in ("link", "..", "birds/class0"):
         with pytest.raises(MissingFile):
             new_project("other", "net.onnx", name)
+
+
+def test_a_folder_of_transformers_is_offered_and_stays_too(files: Path, home: Path) -> None:
+    (files / "bert").mkdir()
+    (files / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    assert uploads.offered_networks() == ["bert"] and uploads.offered_folders() == []
+    form = NewProject()
+    assert form.model.options == {"net.onnx": "net.onnx", "bert/": "bert"}
+    assert "bert" not in form.data.options.values()
+    form.model.value = "bert"
+    assert "input_ids: any×any, int64" in str(form.wants.object)
+    new_project("words", "bert", "data.npz")
+    opened = Project.open(home / "projects" / "words")
+    assert opened.source == SourceSpec("hf", str((files / "bert").resolve()))
+    assert [p.name for p in (opened.folder / "files").iterdir()] == ["data.npz"]
+    opened.close()
 
 
 def test_the_form_says_what_the_model_wants(files: Path) -> None:

@@ -18,7 +18,14 @@ from workbench.app.picture_settings import PictureSettings
 from workbench.app.projects import project_folder
 from workbench.app.style import aligned
 from workbench.app.upload_button import UploadButton
-from workbench.app.uploads import DATA, MODELS, files_folder, offered, offered_folders
+from workbench.app.uploads import (
+    DATA,
+    MODELS,
+    files_folder,
+    offered,
+    offered_folders,
+    offered_networks,
+)
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
 from workbench.studio.expected import expected_of_file
 from workbench.studio.image_settings import ImageSettings
@@ -46,8 +53,8 @@ def new_project(
 ) -> Path:
     """A project of files in the workspace's folder, which are copied into it; returns its folder.
 
-    ``data``, and ``train`` to train with, can be folders of pictures, which stay where they are,
-    read as ``images`` says.
+    Folders stay where they are: of ``transformers`` as ``model``; of pictures, read as ``images``
+    says, as ``data`` and as ``train`` to train with.
     ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
     files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
     allowed or taken, ``MissingFile``, ``NotWritable``.
@@ -60,8 +67,15 @@ def new_project(
             hint=_("Choose another name."),
         )
     kept = Path("files")
+    network = model in offered_networks()
     pictures = data in offered_folders()
-    names = [model, *external_files(_file(model))] + ([] if pictures else [data])
+    names = [] if network else [model, *external_files(_file(model))]
+    names += [] if pictures else [data]
+    source = (
+        SourceSpec("hf", str(files_folder().resolve() / model))
+        if network
+        else SourceSpec(Path(model).suffix[1:], str(kept / model))
+    )
     images = images or ImageSettings()
     spec = (
         DataSpec("folder", str(files_folder().resolve() / data), images=images)
@@ -76,7 +90,7 @@ def new_project(
         train_spec = TrainSpec("npz", str(kept / train))
     settings = ProjectSettings(
         name,
-        SourceSpec(Path(model).suffix[1:], str(kept / model)),
+        source,
         spec,
         metric,
         threads=max(1, (os.cpu_count() or 2) - 1),
@@ -149,10 +163,10 @@ class NewProject:
     def fill(self) -> None:
         """Offer what is in the folder now."""
         for menu, names in (
-            (self.model, offered(MODELS)),
+            (self.model, [*offered(MODELS), *offered_networks()]),
             (self.data, [*offered(DATA), *offered_folders()]),
         ):
-            folders = set(offered_folders())
+            folders = {*offered_folders(), *offered_networks()}
             menu.options = {f"{name}/" if name in folders else name: name for name in names}
             menu.visible = bool(names)
             if menu.value not in names:
@@ -164,9 +178,10 @@ class NewProject:
         if self.train.value not in self.train.options.values():
             self.train.value = ""
         about = _(
-            "Exported programs (.pt2) and ONNX files; the data is an .npz whose arrays are named "
-            "as the inputs, with labels if there are any, or a folder of pictures with a "
-            "sub-folder for each class. Files and folders in this folder are offered:"
+            "Exported programs (.pt2), ONNX files and folders of transformers; the data is an .npz "
+            "whose arrays are named as the inputs, with labels if there are any, or a folder of "
+            "pictures with a sub-folder for each class. Files and folders in this folder are "
+            "offered:"
         )
         where = escape(str(files_folder()))
         self.said.fill(f'<p class="wb-muted">{escape(about)} <code>{where}</code></p>')
@@ -187,7 +202,8 @@ class NewProject:
             self.wants.fill("")
             return
         try:
-            expected = expected_of_file(_file(name))
+            network = name in offered_networks()
+            expected = expected_of_file(files_folder() / name if network else _file(name))
         except (WorkbenchError, OSError) as error:
             self._refuse(error, self.wants)
             return

@@ -132,7 +132,9 @@ class SearchTab(View):
         paused = searching and job is not None and job.state == "paused"
         self.start.disabled = active or not any_eligible(self.session.layers)
         self.pause.disabled = self.stop.disabled = not searching
-        self.accept.disabled = not searching or self._best_of(job.id if job else 0) is None
+        # Of a search that was stopped, too; what a finished one found is the configuration.
+        unfinished = job is not None and job.kind == "search" and job.state != "finished"
+        self.accept.disabled = not unfinished or self._best_of(job.id if job else 0) is None
         label, icon = (_("Resume"), "play_arrow") if paused else (_("Pause"), "pause")
         if self.pause.label != label:
             self.pause.param.update(label=label, icon=icon)

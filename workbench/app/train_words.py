@@ -48,7 +48,9 @@ def result(training: TrainingState, summary: Summary, origin: Shrunk | None = No
     name = summary.metric_name
     figure = f"{formats.metric_title(name)} {formats.metric(training.metric, name)}"
     delta = formats.metric_delta(summary.metric_float, training.metric, name)
-    if delta:
+    if delta and training.method == "finetune":  # the float model is the one before
+        figure += " " + _("({delta} by the training)").format(delta=delta)
+    elif delta:
         figure += " " + _("({delta} against float)").format(delta=delta)
     parts = [figure]
     before = formats.metric_delta(training.metric_before, training.metric, name)

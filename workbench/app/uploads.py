@@ -45,12 +45,25 @@ def offered(suffixes: Sequence[str]) -> list[str]:
 
 def offered_folders() -> list[str]:
     """Names of the folders beside the uploads, put there by hand, with pictures."""
+    return [name for name in _folders() if not _is_network(name)]
+
+
+def offered_networks() -> list[str]:
+    """Names of the folders of ``transformers`` beside the uploads, put there by hand."""
+    return [name for name in _folders() if _is_network(name)]
+
+
+def _folders() -> list[str]:
     folder = files_folder()
     if not folder.is_dir():
         return []
     return sorted(
         p.name for p in folder.iterdir() if p.is_dir() and p.name[:1] != "." and not p.is_symlink()
     )
+
+
+def _is_network(name: str) -> bool:
+    return (files_folder() / name / "config.json").is_file()
 
 
 def refusal(name: str, size: int) -> str:

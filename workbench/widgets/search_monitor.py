@@ -108,8 +108,9 @@ class SearchMonitor(SessionView):
         paused = searching and job is not None and job.state == "paused"
         self.pause.description = _("Resume") if paused else _("Pause")
         own = self.session.trials["job"] == (job.id if job is not None else 0)
+        unfinished = job is not None and job.kind == "search" and job.state != "finished"
         self.accept.disabled = not (
-            searching and own.any() and self.session.best_float_layers is not None
+            unfinished and own.any() and self.session.best_float_layers is not None
         )
 
     def _build(self) -> tuple[go.Figure, go.Figure, go.Figure]:
