@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 
+from workbench.engine.export import timing
+
 # The tests read English text, whatever the locale of the machine.
 os.environ["WORKBENCH_LANGUAGE"] = "en"
 # A worker that gives way would wait for the tests beside it.
 os.environ["WORKBENCH_WORKER_NICE"] = "0"
+# Each of several files is run the fewest times: nothing in the tests is about how fast it was.
+timing.SECONDS = 0.0
 
 # Folders of tests that take as long as a browser.
 LONG = ("notebooks", "repository")

@@ -217,7 +217,6 @@ def _prepare() -> None:
     """Import and warm up what every page needs, and make the examples' data small."""
     import warm
 
-    import workbench.engine.export.timing
     import workbench.studio.pruning
     import workbench.zoo.data
     from workbench.zoo import TrainingDigits
@@ -229,7 +228,6 @@ def _prepare() -> None:
     assert TrainingDigits.__init__.__kwdefaults__ is not None
     TrainingDigits.__init__.__kwdefaults__["copies"] = 1
     # Not how fast something is, but that it runs.
-    workbench.engine.export.timing.SECONDS = 0.0
     workbench.studio.pruning.MEASURED = ()
     warm.warm_up()
 

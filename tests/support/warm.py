@@ -185,10 +185,17 @@ def warm_up() -> None:
     import workbench.studio.workspace
     import workbench.zoo.data  # noqa: F401
     from workbench import engine
+    from workbench.engine.export import timing
+
+    timing.SECONDS = 0.0  # as in conftest.py
 
     torch.set_num_threads(1)
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
-        net, x = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3)), torch.rand(2, 1, 8, 8)
+        norm, head = torch.nn.BatchNorm2d(2), (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 2, 3), norm, torch.nn.ReLU(), *head, torch.nn.Linear(2, 2)
+        ).eval()
+        x = torch.rand(2, 1, 8, 8)
         files = [f"{folder}/{name}" for name in ("config", "onnx", "record")]
         engine.create_quant_config(files[0], net, (x,))
         engine.quantize_model(*files, net, (x,))(x)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from workbench.engine.errors import MissingFile, WrongValue
@@ -20,6 +19,8 @@ SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
 
 
 def vision() -> Any:
+    import transformers
+
     config = transformers.ViTConfig(
         **SIZES, intermediate_size=24, image_size=8, patch_size=4, num_labels=3
     )
@@ -27,11 +28,15 @@ def vision() -> Any:
 
 
 def text() -> Any:
+    import transformers
+
     config = transformers.BertConfig(**SIZES, vocab_size=20, intermediate_size=24, num_labels=3)
     return transformers.BertForSequenceClassification(config)
 
 
 def tied() -> Any:
+    import transformers
+
     config = transformers.Qwen2Config(
         **SIZES, vocab_size=20, intermediate_size=24, num_key_value_heads=1,
         tie_word_embeddings=True,
