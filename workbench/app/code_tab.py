@@ -87,6 +87,13 @@ class CodeTab(View):
             size="small",
             margin=0,
         )
+        self.settings = pn.Column(
+            aligned(self.download, margin=(4, 0, 8, 0)),
+            self.config,
+            sizing_mode="stretch_width",
+            margin=0,
+            styles={**LEGIBLE, "flex": "1 1 340px"},
+        )
         self.watch(session, self.update, "layers", "trials", "exports", "revision")
         self.watch(window, self.update, "tab")
         self.update()
@@ -97,6 +104,9 @@ class CodeTab(View):
         if self.window.tab != CODE_TAB or not known:
             return
         self.view.refresh()
+        self.settings.visible = len(self.session.layers) > 0
+        if not self.settings.visible:
+            return
         try:
             self.json = self.session.config_json()
         except WorkbenchError as error:
@@ -113,13 +123,7 @@ class CodeTab(View):
                 margin=0,
                 styles={**LEGIBLE, "flex": "2 1 400px"},
             ),
-            pn.Column(
-                aligned(self.download, margin=(4, 0, 8, 0)),
-                self.config,
-                sizing_mode="stretch_width",
-                margin=0,
-                styles={**LEGIBLE, "flex": "1 1 340px"},
-            ),
+            self.settings,
             sizing_mode="stretch_width",
             margin=(6, 14),
             styles={**BESIDE, "gap": "16px"},

@@ -136,7 +136,9 @@ class ExportTab(View):
         self.batch = self._name_field(_("name of the batch dimension"), 230)
         self.batch.placeholder = _("{name}, if empty").format(name=BATCH)
         opset = _("for the next export; opset {n}").format(n=OPSET)
-        self.hint = ThemedHTML(f'<span class="wb-muted">{escape(opset)}</span>')
+        self.hint = ThemedHTML(
+            f'<span class="wb-muted">{escape(opset)}</span>', styles={"min-width": "max-content"}
+        )
         self.progress = ThemedHTML()
         self.result = ThemedHTML(
             margin=(8, 0), styles={"min-width": "0", "overflow": "auto hidden"}

@@ -33,6 +33,8 @@ _CSS = """
   border: 1px solid var(--wb-grid); border-radius: 3px; }
 .wb-plot-tools button:hover { color: var(--wb-accent); border-color: currentColor; }
 .wb-plot-tools button:focus-visible { outline: 2px solid var(--wb-accent); }
+.modebar--hover:focus-within .modebar-group { opacity: 1 !important; }
+.modebar .modebar-btn:focus-visible { outline: 2px solid var(--wb-accent) !important; }
 """
 _QUIET = {"displaylogo": False, "displayModeBar": False, "doubleClick": False}
 

@@ -48,6 +48,7 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
                     }
                 }
             },
+            "MuiSwitch": {"styleOverrides": {"root": {"overflow": "visible"}}},
             "MuiToggleButton": {
                 "styleOverrides": {"root": {"whiteSpace": "nowrap", "fontSize": 12, **_HIGH}}
             },
@@ -156,7 +157,9 @@ CSS = """
            text-overflow: ellipsis; }
 .wb-line { color: var(--wb-muted); font-size: 12px; white-space: nowrap; overflow: hidden;
            text-overflow: ellipsis; }
-.wb-readouts { display: flex; gap: 0; font-variant-numeric: tabular-nums; margin: 0; }
+.wb-readouts { display: flex; flex-wrap: wrap; gap: 6px 0; margin: 0;
+               font-variant-numeric: tabular-nums; }
+.wb-readouts.wb-one-line { flex-wrap: nowrap; }
 .wb-readout { flex: none; padding: 0 14px; border-left: 1px solid var(--wb-grid); min-width: 96px; }
 .wb-readout dt { color: var(--wb-muted); font-size: 11px; margin: 0; white-space: nowrap; }
 .wb-readout dd { margin: 1px 0 0; font-size: 14px; white-space: nowrap; }

@@ -39,7 +39,7 @@ class TabBar(JSComponent):
             stylesheets=[VARIABLES, _CSS],
             sizing_mode="stretch_width",
             margin=0,
-            styles={"flex": "1 1 480px"},
+            styles={"flex": "1 1 552px"},
             **params,
         )
 

@@ -73,7 +73,7 @@ def readouts(summary: Summary) -> str:
         ),
         _readout(_("quantised"), "", _of(summary), "", ""),
     ]
-    return f'<dl class="wb-readouts" aria-live="polite">{"".join(parts)}</dl>'
+    return f'<dl class="wb-readouts wb-one-line" aria-live="polite">{"".join(parts)}</dl>'
 
 
 def _of(summary: Summary) -> str:
@@ -135,6 +135,7 @@ class TopBar(View):
             # A tooltip must not catch the click that is meant for its neighbour.
             stylesheets=[
                 ".MuiTooltip-popper, .MuiTooltip-tooltip { pointer-events: none !important; }"
+                ".MuiTooltip-tooltip { white-space: nowrap; }"
             ],
             color="default",
             size="small",

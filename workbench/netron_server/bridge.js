@@ -16,6 +16,18 @@
         }
     };
 
+    // A graph that has come must not take the keyboard from whoever writes in the page around it.
+    const focus = HTMLElement.prototype.focus;
+    let touched = false;
+    for (const name of ['pointerdown', 'keydown']) {
+        window.addEventListener(name, () => { touched = true; }, { capture: true, once: true });
+    }
+    HTMLElement.prototype.focus = function (...options) {
+        if (touched || window.parent === window) {
+            focus.apply(this, options);
+        }
+    };
+
     const target = () => (window.__view__ && window.__view__._target) || null;
 
     const entry = (name) => {

@@ -125,11 +125,11 @@ def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     if not layer.eligible:
         return layer.reason or "the layer cannot be quantised"
     if column == "retrain_enable" and value and not trainable(layer):
-        return f"a {layer.type} cannot be trained for quantisation; it stays float in a training"
+        return f"{layer.type} cannot be trained for quantisation; it stays float in a training"
     if column == "channel_wise" and value and not layer.channel_wise:
         return f"{layer.type} has one weight scale for all channels"
     if column in ("wts_algo", "wts_bits") and not layer.has_weight:
-        return f"a {layer.type} has no weights"
+        return f"{layer.type} has no weights"
     if column == "act_bits" and value == 16:
         return int16_obstacle(layer)
     if column == "wts_bits":
@@ -137,5 +137,5 @@ def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     if column == "wts_algo" and value == "ada_quantize" and not rules_for(layer).ada:
         return f"rounding cannot be learned for a {layer.type}; use arq_quantize"
     if column == "dmq" and value and not rules_for(layer).dmq:
-        return f"a {layer.type} has no channels to balance"
+        return f"{layer.type} has no channels to balance"
     return ""
