@@ -17,8 +17,8 @@ from workbench.charts.theme import base_figure, hatch, log_scale, note, palette,
 _LOWEST, _HIGHEST = -3.0, -1.0
 """Between these ends the colours begin, in decades below the most sensitive channel."""
 
-_NAMED_BARS = 32  # slanted names of more lie on one another in half of a page
-"""Above this many layers their names would overlap."""
+_NAMED_BARS = 32
+"""Above this many layers slanted names lie on one another in half of the page's width."""
 
 _ROOM = 70
 """Letters that fit side by side under a chart of half the page."""
