@@ -48,7 +48,10 @@ def _palette(colours: Palette, dark: bool) -> dict[str, Any]:
                     }
                 }
             },
-            "MuiSwitch": {"styleOverrides": {"root": {"overflow": "visible"}}},
+            # Room for the outline alone: its input is three times as wide, over what is beside it.
+            "MuiSwitch": {
+                "styleOverrides": {"root": {"overflow": "clip", "overflowClipMargin": "4px"}}
+            },
             "MuiToggleButton": {
                 "styleOverrides": {"root": {"whiteSpace": "nowrap", "fontSize": 12, **_HIGH}}
             },
