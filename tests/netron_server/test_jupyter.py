@@ -38,6 +38,7 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[st
     shipped = ROOT / "jupyter-config" / "compression_workbench.json"
     (config / shipped.name).write_text(shipped.read_text())
     env = {
+        "PYTHONPATH": str(ROOT / "tests" / "support"),
         "WORKBENCH_HOME": str(home),
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
         "JUPYTER_DATA_DIR": str(tmp_path / "data"),
