@@ -238,6 +238,8 @@ def _figure(
     figure.update_layout(margin={"l": 64, "r": 16, "t": 14, "b": 34})
     last = max(total, int(table["step"].max()) if len(table) else 0, 1)
     figure.update_xaxes(range=[0, last * 1.015], title_text=_("step"), title_standoff=2)
+    if last <= 10:
+        figure.update_xaxes(dtick=1)  # there are no half steps
     return figure
 
 
