@@ -30,8 +30,8 @@ def load_object(reference: str, *, what: str) -> Any:
         raise CodeNotAllowed(
             f"{reference!r} is Python code, and loading code is off",
             where=what,
-            hint=f"Start with `workbench serve --allow-code` or set {ALLOW_VARIABLE}=1 if you "
-            "trust it.",
+            hint=f"If you trust it, start the command or the server with --allow-code, or set "
+            f"{ALLOW_VARIABLE}=1.",
         )
     module_name, _, attribute = reference.partition(":")
     try:
