@@ -284,15 +284,12 @@ def test_every_layer_shows_as_many_inputs_as_batches_count(batch_num: int) -> No
 
 
 @pytest.mark.parametrize("sample_limit", [None, 30_000])
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_extremes_derived_from_another_tensor_change_nothing(
     sample_limit: int | None,
-    memory_format: torch.memory_format,
     net: Net,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batches = [torch.randn(2, 3, 64, 64) * scale for scale in (1.0, 3.0)]
-    batches = [batch.to(memory_format=memory_format) for batch in batches]
     captured = capture(net, (batches[0],))
     config = default_config(captured.layers, batch_num=len(batches))
 

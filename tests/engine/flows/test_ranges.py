@@ -49,20 +49,15 @@ def test_an_exported_program_has_the_ranges_of_its_model(tmp_path: Path) -> None
         assert found == [pytest.approx((float(low), float(high))) for low, high in want]
 
 
-@pytest.mark.parametrize("by_rows", [True, False])
-def test_a_reader_gets_the_extremes_of_its_own_tensor(by_rows: bool) -> None:
+def test_a_reader_gets_the_extremes_of_its_own_tensor() -> None:
     torch.manual_seed(0)
-    recorder = RangeRecorder({"second": Clamped("first", 0.0, 2.0)}, by_rows=by_rows)
-    y = torch.randn(2, 3, 40, 50).to(memory_format=torch.channels_last)
+    recorder = RangeRecorder({"second": Clamped("first", 0.0, 2.0)})
+    y = torch.randn(2, 3, 40, 50)
     x = y.clamp(0.0, 2.0)
     recorder.see("first", y)
     low, high = recorder.extremes_of("second", x) or (None, None)
-    rows = x.permute(0, 2, 3, 1).reshape(-1).split(1024 if by_rows else x.numel())
-    assert low is not None and high is not None
-    assert low.reshape(-1).tolist() == [float(row.min()) for row in rows]
-    assert high.reshape(-1).tolist() == [float(row.max()) for row in rows]
-    # In another order of memory the rows would be others.
-    assert recorder.extremes_of("second", x.contiguous()) is None
+    assert (low, high) == (x.min(), x.max())
+    assert recorder.extremes_of("second", x[:1]) is None
     assert recorder.extremes_of("first", y) is None
     recorder.begin()
     assert recorder.extremes_of("second", x) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workbench.engine.algorithms.top_values import ROW, row_extremes
+from workbench.engine.algorithms.top_values import row_extremes
 from workbench.engine.errors import WrongState, WrongType
 
 # As many float32 values as share a line of the cache.
@@ -34,28 +34,24 @@ class Batch:
 
 
 Extremes = tuple[Tensor, Tensor]
-"""Smallest and largest value of a tensor: of each run of ``ROW`` values in memory, or of all."""
+"""Smallest and largest value: of a tensor, or of each run of ``ROW`` values in its memory."""
 
 
 def take_batch(x: Tensor, sample_limit: int | None = None, known: Extremes | None = None) -> Batch:
     """``x`` of any shape and floating dtype, not empty; a view of it where its layout allows.
 
     ``sample_limit``: at most about that many values, in short runs spread over all positions.
-    ``known``: the extremes of ``x``, if they are.
+    ``known``: the extremes of ``x``, if they are; those of its runs are always looked for.
     Errors: ``TypeError`` for integers, ``RuntimeError`` for inf and NaN.
     """
     if not x.is_floating_point():
         raise WrongType(f"an activation of dtype {x.dtype} cannot be quantised to integers")
     values = flat_view(x.detach())
     sampled = sample_limit is not None and values.numel() > sample_limit
-    rows = None
-    if not sampled:
-        by_rows = known is not None and known[0].numel() == -(-values.numel() // ROW)
-        known = rows = known if by_rows else row_extremes(values)
-    elif known is None:
-        known = values.aminmax()
-    assert known is not None
-    low, high = float(known[0].amin()), float(known[1].amax())
+    rows = None if sampled else row_extremes(values)
+    if rows is not None:
+        known = rows[0].amin(), rows[1].amax()
+    low, high = map(float, known or values.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
     if sample_limit is None or not sampled:

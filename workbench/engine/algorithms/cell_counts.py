@@ -9,7 +9,7 @@ from workbench.engine.algorithms.side_by_side import sections, side_by_side
 
 _CHUNK = 1 << 18
 # Fewer values than this are counted before another thread has woken up.
-_SHARE = 1 << 16
+_SHARE = 1 << 17
 
 
 def count_cells(values: Tensor, shift: float, inverse: float, cells: int, *, clamp: bool) -> Tensor:

@@ -27,8 +27,7 @@ class MinMaxObserver:
         values = as_float32(x)
         if values.numel() == 0:
             return
-        lows, highs = known or torch.aminmax(values)
-        low, high = float(lows.amin()), float(highs.amax())
+        low, high = (float(end) for end in known or torch.aminmax(values))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise WrongState("an activation holds inf or NaN", hint="Check the calibration data.")
         self.low, self.high = min(self.low, low), max(self.high, high)

@@ -13,7 +13,7 @@ ROW = 1024
 # So many rows are still in the cache when they are read for the second time.
 _AT_ONCE = 512
 # Fewer values than this are done before another thread has woken up.
-_SHARE = 1 << 18
+_SHARE = 1 << 19
 
 
 def row_extremes(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,9 +61,11 @@ class TopValues:
                 # As many rows reach the same value (0 or 6 behind a ReLU6): none holds a larger.
                 kept = extremes
             else:
-                kept = _rows(values, rows)
-                if kept.device.type == "cpu":
-                    kept = _beyond(kept, found, largest=self._largest)
+                tail = row_maxima.numel() - 1 if values.numel() % ROW else -1
+                whole = values[: values.numel() // ROW * ROW].view(-1, ROW)
+                kept = whole.index_select(0, rows[rows != tail]).reshape(-1)
+                if tail >= 0 and bool((rows == tail).any()):
+                    kept = torch.cat([kept, values[tail * ROW :]])
         if kept.numel() > keep:
             kept = kept.topk(keep, largest=self._largest).values
         if kept.numel() < values.numel():
@@ -78,22 +80,3 @@ class TopValues:
         value = float(self._values.topk(k, largest=self._largest).values[-1])
         beyond = value >= self._edge if self._largest else value <= self._edge
         return value if beyond else None
-
-
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    """The values of some rows; the last row may be shorter than ``ROW``."""
-    whole = values.numel() // ROW
-    table = values[: whole * ROW].view(-1, ROW)
-    if whole * ROW == values.numel():
-        return table.index_select(0, rows).reshape(-1)
-    kept = [table.index_select(0, rows[rows < whole]).reshape(-1)]
-    if bool((rows == whole).any()):
-        kept.append(values[whole * ROW :])
-    return torch.cat(kept)
-
-
-def _beyond(values: Tensor, extremes: list[float], *, largest: bool) -> Tensor:
-    """Of the values of some rows those that reach every row's extreme: at least one a row."""
-    # NumPy takes a fifth of the time to pick values; it does not know bfloat16.
-    found = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return torch.from_numpy(found[found >= min(extremes) if largest else found <= max(extremes)])

@@ -117,8 +117,7 @@ class Calibration:
         alone = weights.records if sequential else self.balance
         readers = clamped_inputs(captured, weights.records, {pair.bn for pair in self.plan.pairs})
         self._recorder = RangeRecorder(
-            {name: clamped for name, clamped in readers.items() if name not in alone},
-            by_rows=sample_limit is None,
+            {name: clamped for name, clamped in readers.items() if name not in alone}
         )
         self._input_names = input_names(captured)
         self._batch = 0

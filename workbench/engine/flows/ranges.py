@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from workbench.engine.algorithms.batch import Extremes, flat_view
-from workbench.engine.algorithms.top_values import row_extremes
+from workbench.engine.algorithms.batch import Extremes
 from workbench.engine.files.sidecar import TensorRange
 from workbench.engine.graph.clamped import Clamped
 from workbench.engine.graph.taps import Tap
@@ -41,20 +40,15 @@ _OPERATORS: Mapping[Any, str] = {
 
 
 class RangeRecorder:
-    """Running minimum and maximum by key, and the extremes of a batch for who reads it next.
+    """Running minimum and maximum by key, and the extremes of a batch for the layers that read it.
 
-    ``readers``: layer -> what its input is, of which the extremes are asked for: those of each run
-    of ``ROW`` values with ``by_rows``, else those of the whole tensor.
+    ``readers``: layer -> what its input is.
     """
 
-    def __init__(
-        self, readers: Mapping[str, Clamped] | None = None, *, by_rows: bool = False
-    ) -> None:
+    def __init__(self, readers: Mapping[str, Clamped] | None = None) -> None:
         self._readers = readers or {}
-        self._read = {clamped.key for clamped in self._readers.values()}
-        self._by_rows = by_rows
         self._bounds: dict[str, Extremes] = {}
-        self._batch: dict[str, tuple[object, Extremes]] = {}
+        self._batch: dict[str, tuple[torch.Size, Extremes]] = {}
 
     def begin(self) -> None:
         """Forget the extremes of the batch before."""
@@ -63,16 +57,8 @@ class RangeRecorder:
     def see(self, key: str, value: Tensor) -> None:
         if value.numel() == 0 or not value.is_floating_point():
             return
-        value = value.detach()
-        if key not in self._read:
-            low, high = torch.aminmax(value)
-        elif self._by_rows:
-            rows = row_extremes(flat_view(value))
-            self._batch[key] = _layout(value), rows
-            low, high = rows[0].amin(), rows[1].amax()
-        else:
-            low, high = torch.aminmax(value)
-            self._batch[key] = _layout(value), (low, high)
+        low, high = torch.aminmax(value.detach())
+        self._batch[key] = value.shape, (low, high)
         known = self._bounds.get(key)
         if known is not None:
             low, high = torch.minimum(low, known[0]), torch.maximum(high, known[1])
@@ -81,8 +67,8 @@ class RangeRecorder:
     def extremes_of(self, layer: str, value: Tensor) -> Extremes | None:
         """Those of a layer's input ``value``, if they follow from what this batch has shown."""
         clamped = self._readers.get(layer)
-        layout, extremes = self._batch.get(clamped.key if clamped else "", (None, None))
-        if clamped is None or extremes is None or layout != _layout(value):
+        shape, extremes = self._batch.get(clamped.key if clamped else "", (None, None))
+        if clamped is None or extremes is None or shape != value.shape:
             return None
         return clamped(extremes[0]), clamped(extremes[1])
 
@@ -92,11 +78,6 @@ class RangeRecorder:
             for key, (low, high) in self._bounds.items()
             if key not in drop
         }
-
-
-def _layout(value: Tensor) -> object:
-    """Equal for tensors that have their values in the same order in memory."""
-    return value.shape, value.stride(), value.dtype, value.device
 
 
 def with_input_names(
