@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -41,13 +42,8 @@ def server(panel_server: RestartableServer) -> str:
     return panel_server.url.removesuffix("/netron/")
 
 
-@pytest.fixture
-def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
-    """``new_page(project)`` opens the workbench and waits for its table; its clock may be ahead.
-
-    Requests that leave the machine, script errors, and models that are sent back to the server
-    fail the test at its end.
-    """
+@contextlib.contextmanager
+def _pages(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     contexts: list[Any] = []
     faults: list[str] = []
 
@@ -79,3 +75,21 @@ def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not faults
+
+
+@pytest.fixture
+def new_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
+    """``new_page(project)`` opens the workbench and waits for its table; its clock may be ahead.
+
+    Requests that leave the machine, script errors, and models that are sent back to the server
+    fail the test at its end.
+    """
+    with _pages(browser, server) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def one_page(browser: Any, server: str) -> Iterator[Callable[..., Any]]:
+    """As ``new_page``, for a page that the tests of a module share: opening one takes seconds."""
+    with _pages(browser, server) as open_page:
+        yield open_page

@@ -17,9 +17,10 @@ PROJECT = "inspect"
 NewPage = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def project(workbench_home: Path) -> None:
+@pytest.fixture(scope="module")
+def page(one_page: NewPage, workbench_home: Path) -> Any:
     app_page.own_project(workbench_home, PROJECT, "digits-resnet")
+    return one_page(PROJECT)
 
 
 def row(page: Any, label: str, field: str) -> Any:
@@ -29,8 +30,7 @@ def row(page: Any, label: str, field: str) -> Any:
     return rows.locator(f".tabulator-cell[tabulator-field='{field}']")
 
 
-def test_compare_use_and_undo(new_page: NewPage, workbench_home: Path) -> None:
-    page = new_page(PROJECT)
+def test_compare_use_and_undo(page: Any, workbench_home: Path) -> None:
     app_page.wait_idle(page)
     name = page.locator(".tabulator-cell[tabulator-field='name']").nth(1)
     layer = name.inner_text()
@@ -66,9 +66,10 @@ def test_compare_use_and_undo(new_page: NewPage, workbench_home: Path) -> None:
     app_page.comes_back(page, page.reload)
 
 
-def test_menus_of_the_selection_and_of_a_cell(new_page: NewPage) -> None:
-    page = new_page(PROJECT)
-    app_page.wait_idle(page)
+def test_menus_of_the_selection_and_of_a_cell(page: Any) -> None:
+    page.get_by_role("tab", name="Layers").click()
+    page.get_by_role("button", name="none", exact=True).click()
+    page.get_by_text("0 selected").wait_for()
     boxes = page.locator(".tabulator-cell[tabulator-field='selected']")
     names = page.locator(".tabulator-cell[tabulator-field='name']").all_inner_texts()[:2]
     boxes.nth(0).click()
