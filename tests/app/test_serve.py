@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
@@ -55,6 +56,32 @@ def test_a_connected_browser_draws_before_the_rest_follows(
     loaded.append(True)
     document.run()
     assert done == ["views", "header", "main"]
+
+
+def test_a_page_whose_browser_is_gone_follows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[Callable[[], None]] = []
+    done: list[str] = []
+    page = SimpleNamespace(poll=lambda: done.append("poll"))
+    window: Any = SimpleNamespace(state=None, write=lambda: done.append("write"))
+
+    def periodic(_state: Any, tick: Callable[[], None], _period: int, start: bool) -> Any:
+        ticks.append(tick)
+        return SimpleNamespace(start=None)
+
+    monkeypatch.setattr(serve, "open_project", lambda _name: None)
+    monkeypatch.setattr(serve, "WorkbenchPage", lambda *_args: page)
+    state = type(pn.state)
+    monkeypatch.setattr(state, "curdoc", property(lambda _self: "document"))
+    monkeypatch.setattr(state, "add_periodic_callback", periodic)
+    for name in ("onload", "on_session_destroyed"):
+        monkeypatch.setattr(state, name, lambda _self, _call: None)
+    next(serve._build(window, window, "digits"))
+    (tick,) = ticks
+    for connected, expected in ((True, ["poll", "write"]), (False, ["write"])):
+        monkeypatch.setattr(serve, "_connected", lambda _document, found=connected: found)
+        done.clear()
+        tick()
+        assert done == expected
 
 
 def test_the_small_plotly_is_the_version_of_panel_and_draws_our_charts() -> None:
