@@ -26,9 +26,11 @@ OTHER = "safety"
 NewPage = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def project(workbench_home: Path) -> None:
+@pytest.fixture(scope="module")
+def pages(one_page: NewPage, workbench_home: Path) -> dict[str, Any]:
+    """A window on each project, which those tests share that leave no edits behind."""
     app_page.own_project(workbench_home, OTHER, "digits-resnet")
+    return {project: one_page(project) for project in (QUICK, OTHER)}
 
 
 @pytest.fixture
@@ -56,9 +58,10 @@ def node(page: Any, frame: int, name: str) -> Any:
 
 
 def test_a_killed_worker_fails_the_job_in_words_and_the_next_job_runs(
-    new_page: NewPage, worker_of: Callable[[str], int]
+    pages: dict[str, Any], worker_of: Callable[[str], int]
 ) -> None:
-    page = new_page(QUICK)
+    page = pages[QUICK]
+    page.bring_to_front()
     app_page.wait_idle(page)
     before = app_page.quantised(page)
     app_page.start(page, "Analyse")
@@ -74,44 +77,9 @@ def test_a_killed_worker_fails_the_job_in_words_and_the_next_job_runs(
     page.get_by_text("the worker died").wait_for(state="hidden")
 
 
-def test_a_page_without_its_server_says_so_and_comes_back_as_it_was(
-    new_page: NewPage, panel_server: RestartableServer, worker_of: Callable[[str], int]
-) -> None:
-    page = new_page(QUICK)
-    app_page.wait_idle(page)
-    page.get_by_role("tab", name="Search", exact=True).click()
-    loss = page.get_by_label("largest loss, % points", exact=True)
-    loss.fill("2.5")
-    loss.press("Enter")
-    lost = page.get_by_role("alert").filter(has_text="The connection to the server is lost.")
-
-    def cut() -> None:
-        page.context.set_offline(True)
-        lost.wait_for()
-        assert lost.evaluate(
-            "node => node.getBoundingClientRect().top >= 0 && node.textContent.length > 60"
-        )
-        page.context.set_offline(False)
-        lost.wait_for(state="detached")
-
-    app_page.comes_back(page, cut)
-
-    app_page.start(page, "Analyse")
-    worker = worker_of(QUICK)
-    panel_server.stop()
-    lost.wait_for()
-    page.get_by_role("button", name="Reconnect").click()
-    page.get_by_text("The server does not answer yet.").wait_for()
-    panel_server.start()
-    lost.wait_for(state="detached")
-    expect(loss).to_have_value("2.5")
-    app_page.job_ends(page)
-    os.kill(worker, 0)  # the same process did the job to its end
-    expect(page.locator(".wb-readout").first).to_contain_text(re.compile(r"\d dB"))
-
-
-def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> None:
-    page = new_page(OTHER)
+def test_cancel_is_said(pages: dict[str, Any], worker_of: Callable[[str], int]) -> None:
+    page = pages[OTHER]
+    page.bring_to_front()
     app_page.wait_idle(page)
     app_page.start(page, "Analyse")
     worker_of(OTHER)
@@ -125,9 +93,9 @@ def test_cancel_is_said(new_page: NewPage, worker_of: Callable[[str], int]) -> N
 
 
 def test_two_windows_on_two_projects_do_not_see_each_other(
-    new_page: NewPage, worker_of: Callable[[str], int]
+    pages: dict[str, Any], worker_of: Callable[[str], int]
 ) -> None:
-    one, two = new_page(QUICK), new_page(OTHER)
+    one, two = pages[QUICK], pages[OTHER]
     for page in (one, two):
         app_page.wait_idle(page)
     names = [page.locator(".wb-name").inner_text() for page in (one, two)]
@@ -160,6 +128,44 @@ def test_two_windows_on_two_projects_do_not_see_each_other(
     app_page.job_ends(one)
     app_page.wait_until(lambda: app_page.quantised(one) == first[0], what="its own number")
     assert not one.get_by_text(name, exact=True).count()
+
+
+def test_a_page_without_its_server_says_so_and_comes_back_as_it_was(
+    pages: dict[str, Any], panel_server: RestartableServer, worker_of: Callable[[str], int]
+) -> None:
+    page = pages[QUICK]
+    pages[OTHER].close()
+    page.bring_to_front()
+    app_page.wait_idle(page)
+    page.get_by_role("tab", name="Search", exact=True).click()
+    loss = page.get_by_label("largest loss, % points", exact=True)
+    loss.fill("2.5")
+    loss.press("Enter")
+    lost = page.get_by_role("alert").filter(has_text="The connection to the server is lost.")
+
+    def cut() -> None:
+        page.context.set_offline(True)
+        lost.wait_for()
+        assert lost.evaluate(
+            "node => node.getBoundingClientRect().top >= 0 && node.textContent.length > 60"
+        )
+        page.context.set_offline(False)
+        lost.wait_for(state="detached")
+
+    app_page.comes_back(page, cut)
+
+    app_page.start(page, "Analyse")
+    worker = worker_of(QUICK)
+    panel_server.stop()
+    lost.wait_for()
+    page.get_by_role("button", name="Reconnect").click()
+    page.get_by_text("The server does not answer yet.").wait_for()
+    panel_server.start()
+    lost.wait_for(state="detached")
+    expect(loss).to_have_value("2.5")
+    app_page.job_ends(page)
+    os.kill(worker, 0)  # the same process did the job to its end
+    expect(page.locator(".wb-readout").first).to_contain_text(re.compile(r"\d dB"))
 
 
 def test_a_node_selects_its_layer_and_a_row_selects_its_node(new_page: NewPage) -> None:
