@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from workbench.studio.factory import Factory
     from workbench.studio.image_folder import ImageFolder
     from workbench.studio.session import Session
     from workbench.widgets import Workbench
@@ -25,7 +26,7 @@ _PACKAGES = frozenset({"amct", "amct_onnx", "app", "charts", "engine", "studio",
 
 
 def open(
-    source: str | Path | nn.Module,
+    source: str | Path | nn.Module | Factory,
     data: Iterable[Any] | str | Path | ImageFolder | None = None,
     metric: str | Callable[..., float] | None = None,
     project: str | Path | None = None,
@@ -34,10 +35,12 @@ def open(
 ) -> Session:
     """Open a model or a project for work in this process: a notebook or a script.
 
-    ``source``: the name of an example (``workbench.zoo.names()``), an ``nn.Module`` or an existing
-    project folder. ``data``: a loader whose batches are inputs or (inputs, labels), the path of an
-    ``.npz`` or of a folder of pictures, or a ``studio.ImageFolder``; an example brings
-    its own. ``metric``: a name or ``function(model, batches)``, higher is better.
+    ``source``: the name of an example (``workbench.zoo.names()``), an ``nn.Module``, a file or
+    folder of one, ``package.module:factory`` or a ``studio.Factory`` with its arguments (where code
+    is allowed), or an existing project folder. ``data``: a loader whose batches are inputs or
+    (inputs, labels), the path of an ``.npz`` or of a folder of pictures, or a
+    ``studio.ImageFolder``; an example brings its own. ``metric``: a name or
+    ``function(model, batches)``, higher is better.
     ``project``: the folder that keeps everything (default ``runs/<name>``). ``train``: a loader
     of training batches, with labels or without; an example brings its own.
     """

@@ -30,9 +30,10 @@ from studio_models import make_data, make_net
 from workbench.app import uploads
 from workbench.app.new_project import NewProject, external_files, new_project
 from workbench.engine.errors import MissingFile, WrongValue
-from workbench.studio.errors import NotWritable
+from workbench.studio.errors import CodeNotAllowed, NotWritable
+from workbench.studio.factory import Factory
 from workbench.studio.image_settings import ImageSettings
-from workbench.studio.project import Project, SourceSpec
+from workbench.studio.project import DataSpec, Project, SourceSpec
 
 Answer = TypeVar("Answer")
 
@@ -248,6 +249,32 @@ def test_a_folder_of_transformers_is_offered_and_stays_too(files: Path, home: Pa
     opened = Project.open(home / "projects" / "words")
     assert opened.source == SourceSpec("hf", str((files / "bert").resolve()))
     assert [p.name for p in (opened.folder / "files").iterdir()] == ["data.npz"]
+    opened.close()
+
+
+def test_code_is_a_model_where_it_is_allowed(
+    files: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not NewProject().code.column.visible
+    with pytest.raises(CodeNotAllowed, match="loading code is off"):
+        new_project("coded", Factory("pkg.nets:make"), "data.npz")
+    with pytest.raises(CodeNotAllowed, match="loading code is off"):
+        new_project("coded", "net.onnx", "pkg.data:load")
+    monkeypatch.setenv("WORKBENCH_ALLOW_CODE", "1")
+    (files / "net.safetensors").write_bytes(b"kept where it is")
+    form = NewProject()
+    assert form.code.column.visible
+    assert (form.code.model, form.code.data) == (None, "")
+    form.code.factory.value, form.code.loader.value = " pkg.nets:make", "pkg.data:load"
+    form.code.arguments.value, form.code.weights.value = '{"width": 32}', "net.safetensors"
+    model = form.code.model
+    assert model is not None and model.title == "make"
+    new_project("coded", model, form.code.data)
+    opened = Project.open(home / "projects" / "coded")
+    weights = str((files / "net.safetensors").resolve())
+    assert opened.source == SourceSpec("python", "pkg.nets:make", {"width": 32}, weights)
+    assert opened.settings.data == DataSpec("python", "pkg.data:load")
+    assert list((opened.folder / "files").iterdir()) == []
     opened.close()
 
 

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import panel as pn
 import panel_material_ui as pmui
 
+from workbench.app.code_source import CodeSource
 from workbench.app.html import ThemedHTML, escape, failure
 from workbench.app.i18n import _, error_text
 from workbench.app.picture_settings import PictureSettings
@@ -27,7 +28,9 @@ from workbench.app.uploads import (
     offered_networks,
 )
 from workbench.engine.errors import MissingFile, WorkbenchError, WrongValue
+from workbench.studio.code import check_reference
 from workbench.studio.expected import expected_of_file
+from workbench.studio.factory import Factory
 from workbench.studio.image_settings import ImageSettings
 from workbench.studio.project import (
     DataSpec,
@@ -45,7 +48,7 @@ METRICS = ("top1", "top5", "psnr", "cosine")
 
 def new_project(
     name: str,
-    model: str,
+    model: str | Factory,
     data: str,
     metric: str = "",
     images: ImageSettings | None = None,
@@ -54,7 +57,8 @@ def new_project(
     """A project of files in the workspace's folder, which are copied into it; returns its folder.
 
     Folders stay where they are: of ``transformers`` as ``model``; of pictures, read as ``images``
-    says, as ``data`` and as ``train`` to train with.
+    says, as ``data`` and as ``train`` to train with. So do the weights of a ``Factory``. ``data``
+    may be a ``package.module:loader``, too.
     ``metric`` empty: top-1 where the data has labels, else the cosine to the float outputs. The
     files are read by the project's own worker. Errors: ``WrongValue`` for a name that is not
     allowed or taken, ``MissingFile``, ``NotWritable``.
@@ -67,21 +71,23 @@ def new_project(
             hint=_("Choose another name."),
         )
     kept = Path("files")
-    network = model in offered_networks()
-    pictures = data in offered_folders()
-    names = [] if network else [model, *external_files(_file(model))]
-    names += [] if pictures else [data]
-    source = (
-        SourceSpec("hf", str(files_folder().resolve() / model))
-        if network
-        else SourceSpec(Path(model).suffix[1:], str(kept / model))
-    )
+    names: list[str] = []
+    if isinstance(model, Factory):
+        source = model.spec
+    elif model in offered_networks():
+        source = SourceSpec("hf", str(files_folder().resolve() / model))
+    else:
+        names += [model, *external_files(_file(model))]
+        source = SourceSpec(Path(model).suffix[1:], str(kept / model))
     images = images or ImageSettings()
-    spec = (
-        DataSpec("folder", str(files_folder().resolve() / data), images=images)
-        if pictures
-        else DataSpec("npz", str(kept / data))
-    )
+    if data in offered_folders():
+        spec = DataSpec("folder", str(files_folder().resolve() / data), images=images)
+    elif ":" in data and data not in offered(DATA):
+        check_reference(data, what="data")
+        spec = DataSpec("python", data)
+    else:
+        names.append(data)
+        spec = DataSpec("npz", str(kept / data))
     train_spec = TrainSpec()
     if train in offered_folders():
         train_spec = TrainSpec("folder", str(files_folder().resolve() / train), images)
@@ -143,6 +149,7 @@ class NewProject:
         self.data = pmui.Select(label=_("data"), options=[], **field)
         self.train = pmui.Select(label=_("training data"), options=[""], **field)
         self.pictures = PictureSettings()
+        self.code = CodeSource()
         self.metric = pmui.Select(
             label=_("metric"),
             options={_("by the data"): "", **{name: name for name in METRICS}},
@@ -162,6 +169,7 @@ class NewProject:
 
     def fill(self) -> None:
         """Offer what is in the folder now."""
+        self.code.fill()
         for menu, names in (
             (self.model, [*offered(MODELS), *offered_networks()]),
             (self.data, [*offered(DATA), *offered_folders()]),
@@ -221,12 +229,15 @@ class NewProject:
         where.fill(f'<div class="wb-notice" role="alert">✕ {escape(text)}</div>')
 
     async def _create(self, _event: Any) -> None:
-        name = (self.name.value or Path(self.model.value or "").stem).strip()
         try:
-            if not self.model.value or not self.data.value:
+            model: str | Factory | None = self.code.model or self.model.value
+            data = self.code.data or self.data.value
+            if not model or not data:
                 raise WrongValue(_("a project needs a model and data"), hint=_("Upload both."))
+            title = model.title if isinstance(model, Factory) else Path(model).stem
+            name = (self.name.value or title).strip()
             folder = new_project(
-                name, self.model.value, self.data.value, self.metric.value,
+                name, model, data, self.metric.value,
                 self.pictures.settings, self.train.value or "",
             )  # fmt: skip
         except (WorkbenchError, OSError) as error:
@@ -256,6 +267,7 @@ class NewProject:
             self.data,
             self.train,
             self.pictures.row,
+            self.code.column,
             aligned(self.name, self.metric, self.create),
             self.said,
             margin=0,

@@ -19,6 +19,8 @@ from workbench.studio.project import safe_name
 ROUTE = "upload"
 MODELS = (".pt2", ".onnx")
 DATA = (".npz",)
+WEIGHTS = (".safetensors", ".pt", ".pth")
+"""State dicts for a model that code makes; only the first kind can be uploaded."""
 EXTERNAL = (".data", ".onnx_data", ".bin")
 MOST_FILES = 200
 
@@ -68,7 +70,7 @@ def _is_network(name: str) -> bool:
 
 def refusal(name: str, size: int) -> str:
     """Why a file is not taken, in words; empty if it is."""
-    allowed = (*MODELS, *DATA, *EXTERNAL)
+    allowed = (*MODELS, *DATA, *WEIGHTS[:1], *EXTERNAL)
     if not name.lower().endswith(allowed):
         return _("{name}: allowed are {suffixes}").format(
             name=name[:80], suffixes=", ".join(allowed)

@@ -46,7 +46,11 @@ def _run(source: str, given: argparse.Namespace) -> int:
         from workbench.studio import open_session
 
         session = open_session(
-            source, _data(given), given.metric, given.folder, train=given.train_data
+            _source(source, given),
+            _data(given),
+            given.metric,
+            given.folder,
+            train=given.train_data,
         )
         with Terminal(session, given.command, silent=given.json):
             command.act(session, given)
@@ -68,6 +72,16 @@ def _run(source: str, given: argparse.Namespace) -> int:
     words = command.words or _words
     print(json.dumps(_plain(found)) if given.json else words(found))
     return DONE if found["ok"] else MISSED
+
+
+def _source(name: str, given: argparse.Namespace) -> Any:
+    """A project, file or name; a factory with what it is called with."""
+    if not given.arguments and not given.weights:
+        return name
+    from workbench.studio import Factory
+    from workbench.studio.factory import read_arguments
+
+    return Factory(name, read_arguments(given.arguments), given.weights)
 
 
 def _data(given: argparse.Namespace) -> Any:

@@ -49,6 +49,15 @@ def parser() -> argparse.ArgumentParser:
             help="keep all in this folder instead of runs/NAME",
         )
         one.add_argument(
+            "--arguments", metavar="JSON", default="", help='of the factory, as {"width": 32}'
+        )
+        one.add_argument(
+            "--weights",
+            metavar="FILE",
+            default="",
+            help="of the factory's model: .safetensors, or a state dict",
+        )
+        one.add_argument(
             "--data",
             help="an .npz file, or a folder of pictures with a sub-folder for each class; a "
             "project keeps it",

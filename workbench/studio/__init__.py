@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.studio.factory import Factory
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.opening import open_session
 from workbench.studio.project import DataSpec, Project, ProjectSettings, SourceSpec
@@ -24,6 +25,7 @@ __all__ = [
     "ErrorText",
     "ExportResult",
     "ExportedFile",
+    "Factory",
     "ImageFolder",
     "JobState",
     "ParityLine",

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
 from workbench.studio import jobtable
+from workbench.studio.code import load_object
 from workbench.studio.errors import JobFailed
+from workbench.studio.factory import Factory
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.metrics import check_name
@@ -56,10 +58,11 @@ def open_session(
     """Open a model or a project.
 
     ``source``: a name of ``workbench.zoo``, a ``torch.nn.Module``, an exported program (``.pt2``)
-    or ONNX file, a folder of ``transformers``, ``package.module:factory`` (where code is allowed),
-    or an existing project folder. ``data``: a loader whose batches are inputs or (inputs, labels),
-    a mapping with ``calibration`` and ``evaluation`` loaders, the path of an ``.npz``, or a folder
-    of pictures with a sub-folder for each class: its path, or an ``ImageFolder`` with settings.
+    or ONNX file, a folder of ``transformers``, ``package.module:factory`` (where code is allowed;
+    a ``Factory`` where it takes arguments or weights), or an existing project folder. ``data``: a
+    loader whose batches are inputs or (inputs, labels), a mapping with ``calibration`` and
+    ``evaluation`` loaders, the path of an ``.npz``, or a folder of pictures with a sub-folder for
+    each class: its path, or an ``ImageFolder`` with settings.
     ``train``: training data, a loader whose batches are inputs or (inputs, labels), the path of an
     ``.npz``, a folder of pictures (by its path: read with the settings of ``data``, whose classes
     it must have), or ``package.module:loader``; an example has its own, and without any a training
@@ -136,7 +139,7 @@ def _settings(
     spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
     name, function = _metric_name(metric)
     threads = threads or _default_threads()
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike | Factory):
         title, model = _named(source)
         data_spec = _data_spec(data, spec, model.kind, model.name)
         train_spec = _train_spec(train, data_spec)
@@ -188,8 +191,11 @@ def _check_named(train: TrainSpec, function: Any) -> None:
         )
 
 
-def _named(source: str | os.PathLike[str]) -> tuple[str, SourceSpec]:
+def _named(source: str | os.PathLike[str] | Factory) -> tuple[str, SourceSpec]:
     """What a project of a model that is a file or a name is called, and its source."""
+    if isinstance(source, Factory):
+        load_object(source.name, what="source")
+        return safe_name(source.title), source.spec
     text = os.fspath(source)
     kind = _source_kind(text)
     if kind in MODEL_FILES:
@@ -200,7 +206,7 @@ def _named(source: str | os.PathLike[str]) -> tuple[str, SourceSpec]:
 
 def _known(source: Any, project: str | Path | None) -> Path | None:
     """The project that a model given without data has already; an example brings its data."""
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | Factory):
         return None
     title, model = _named(source)
     folder = Path(project) if project is not None else Path(RUNS) / title
@@ -211,7 +217,6 @@ def _known(source: Any, project: str | Path | None) -> Path | None:
 
 def _source_kind(text: str) -> str:
     from workbench import zoo
-    from workbench.studio.code import load_object
     from workbench.studio.sources import OFFERED
 
     if text in zoo.names():

@@ -127,6 +127,10 @@ def _source(project: Project, batch_num: int) -> tuple[list[str], list[str]]:
         imports.append(f"import {module}")
         arguments = ", ".join(f"{key}={value!r}" for key, value in source.arguments.items())
         lines.append(f"model = {module}.{attribute}({arguments}).eval()")
+        if source.weights and not shrunk:
+            imports.append("from workbench.studio.sources import read_weights")
+            path = str(project.folder / source.weights)
+            lines.append(f"model.load_state_dict(read_weights(Path({path!r})))")
     elif source.kind in MODEL_FILES:
         module, function = MODEL_FILES[source.kind]
         imports.append(f"from {module} import {function}")

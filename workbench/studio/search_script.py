@@ -60,6 +60,10 @@ def open_lines(project: Project, folder: str, more: Sequence[str] = ()) -> list[
             lines.append(f'session = open_session(out / "{folder}")')
             return [*lines, *_weight_lines(project)]
     model = repr(source.name) if source.kind in ("zoo", "python") else "model"
+    if source.kind == "python" and (source.arguments or source.weights):
+        lines.append("from workbench.studio import Factory")
+        weights = str(project.folder / source.weights) if source.weights else ""
+        model = f"Factory({source.name!r}, {dict(source.arguments)!r}, {weights!r})"
     if settings.source.kind == "shrunk":
         model = "base"
     arguments = [model]
