@@ -358,7 +358,7 @@ def test_refused(searched: Session, tmp_path: Path) -> None:
     (searched.project.folder.parent / "taken").mkdir()
     with pytest.raises(WrongValue, match="something named taken already"):
         searched.decompose(project="taken")
-    with pytest.raises(JobFailed, match="rank_rule"):
+    with pytest.raises(WrongValue, match="rank_rule"):
         searched.decompose(rank_rule="half", dry_run=True)
     with pytest.raises(JobFailed, match="no layer would be decomposed") as nothing:
         searched.decompose(exclude=["conv"], project="none")

@@ -24,7 +24,7 @@ def sections(values: Tensor, least: int, unit: int = 1) -> tuple[Tensor, ...]:
 
     All but the last are multiples of ``unit``. A tensor on another device stays whole.
     """
-    count = _threads() if values.device.type == "cpu" else 1
+    count = torch.get_num_threads() if values.device.type == "cpu" else 1
     count = max(1, min(count, values.numel() // least))
     size = -(-values.numel() // (count * unit)) * unit
     return torch.split(values, size) if count > 1 else (values,)
@@ -37,14 +37,9 @@ def side_by_side(function: Callable[[Tensor], Result], parts: Sequence[Tensor]) 
     another on the calling thread.
     """
     on_device = any(part.device.type != "cpu" for part in parts)
-    if len(parts) == 1 or on_device or _threads() == 1:
+    if len(parts) == 1 or torch.get_num_threads() == 1 or on_device:
         return [function(part) for part in parts]
     return list(_pool().map(function, parts))
-
-
-def _threads() -> int:
-    # A compiler can trace neither threads nor the question how many there are.
-    return 1 if torch.compiler.is_compiling() else torch.get_num_threads()
 
 
 @cache
