@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from workbench.engine.algorithms.side_by_side import sections, side_by_side
+from workbench.engine.algorithms.side_by_side import Beside, sections, side_by_side
 
 
 @pytest.fixture(params=[1, 3])
@@ -54,3 +55,37 @@ def test_an_error_in_a_part_is_raised(threads: int) -> None:
 
     with pytest.raises(ValueError, match="part 5"):
         side_by_side(fail, torch.arange(8).split(1))
+
+
+def test_jobs_are_done_in_their_order_on_one_serial_thread(threads: int) -> None:
+    beside, done = Beside(3), []
+
+    def job(number: int) -> None:
+        done.append((number, torch.get_num_threads(), threading.current_thread().name))
+
+    for number in range(8):
+        beside.do(partial(job, number))
+    beside.wait()
+    assert [number for number, _, _ in done] == list(range(8))
+    assert {inside for _, inside, _ in done} == {1}
+    assert len({name for _, _, name in done}) == 1
+    assert (done[0][2] == threading.current_thread().name) == (threads == 1)
+    assert torch.get_num_threads() == threads
+
+
+def test_few_jobs_wait(threads: int) -> None:
+    beside, done = Beside(2), []
+    for number in range(9):
+        beside.do(partial(done.append, number))
+        assert number + 1 - len(done) <= 4
+
+
+def test_an_error_in_a_job_is_raised_once(threads: int) -> None:
+    def fail() -> None:
+        raise ValueError("a job")
+
+    beside = Beside(5)
+    beside.do(fail)
+    with pytest.raises(ValueError, match="a job"):
+        beside.wait()
+    beside.wait()

@@ -304,3 +304,24 @@ def test_extremes_derived_from_another_tensor_change_nothing(
     looked_at = calibrated()
     assert derived.finalize() == looked_at.finalize()
     assert derived.sidecar() == looked_at.sidecar()
+
+
+@pytest.mark.parametrize("sample_limit", [None, 30_000])
+def test_two_threads_find_what_one_finds(net: Net, sample_limit: int | None) -> None:
+    batches = [torch.randn(2, 3, 64, 64) * scale for scale in (1.0, 3.0)]
+    captured = capture(net, (batches[0],))
+    config = default_config(captured.layers, batch_num=len(batches))
+    before, records = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            calibration = Calibration(captured, config, sample_limit=sample_limit)
+            for batch in batches:
+                calibration.model(batch)
+            records.append(calibration.finalize())
+    finally:
+        torch.set_num_threads(before)
+    for name, one in records[0].layers.items():
+        two = records[1].layers[name]
+        assert two.scale_d == pytest.approx(one.scale_d, rel=1e-5)
+        assert two.offset_d == one.offset_d

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -31,6 +31,10 @@ class Batch:
     @property
     def is_sample(self) -> bool:
         return self.values.numel() < self.seen
+
+    def own(self) -> Batch:
+        """The same, of which nothing changes when the tensor it was taken from does."""
+        return self if self.is_sample else replace(self, values=self.values.clone())
 
 
 Extremes = tuple[Tensor, Tensor]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
-from workbench.engine.algorithms.batch import Extremes, take_batch
+from workbench.engine.algorithms.batch import Batch, Extremes, take_batch
 from workbench.engine.algorithms.cell_counts import count_cells
 from workbench.engine.algorithms.uniform_bins import Grids, UniformBins
 from workbench.engine.errors import WrongState
@@ -59,9 +59,11 @@ class HFMGObserver:
 
         ``known``: its extremes, where somebody has found them.
         """
-        if x.numel() == 0:
-            return
-        batch = take_batch(x, self.sample_limit, known)
+        if x.numel():
+            self.absorb(take_batch(x, self.sample_limit, known))
+
+    def absorb(self, batch: Batch) -> None:
+        """Take in a batch."""
         low, high = min(self.low, batch.low), max(self.high, batch.high)
         counts = _histogram(batch.values, low, high, len(self.counts))
         if self.low <= self.high:

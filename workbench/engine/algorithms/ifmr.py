@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
-from workbench.engine.algorithms.batch import Extremes, take_batch
-from workbench.engine.algorithms.range_histogram import RangeHistogram
+from workbench.engine.algorithms.batch import Batch, Extremes, take_batch
+from workbench.engine.algorithms.range_histogram import MOST_BINS, RangeHistogram
 from workbench.engine.algorithms.side_by_side import side_by_side
 from workbench.engine.algorithms.top_values import TopValues, row_extremes
 from workbench.engine.errors import WrongState
@@ -27,6 +27,8 @@ _STAGE = 1 << 16
 _MERGED = 1 << 22
 _MOST_TRACKED = 4096
 _COARSEST_STEP = 8
+_SAMPLE_BINS = 1 << 13
+_SAMPLE_STRIDE = 4
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -69,8 +71,10 @@ class IFMRObserver:
         self._stride = 1
         self._total = 0
         self._seen = 0
+        self._low, self._high = np.inf, -np.inf
         self._extremes: list[Tensor] = []
-        self._histogram = RangeHistogram()
+        coarse = sample_limit is not None and bits <= 8
+        self._histogram = RangeHistogram(_SAMPLE_BINS if coarse else MOST_BINS)
         self._stage: Tensor | None = None
         self._staged = 0
         self._tops = (TopValues(1), TopValues(-1))
@@ -85,13 +89,16 @@ class IFMRObserver:
 
         ``known``: its extremes, where somebody has found them.
         """
-        if x.numel() == 0:
-            return
-        batch = take_batch(x, self.sample_limit, known)
+        if x.numel():
+            self.absorb(take_batch(x, self.sample_limit, known))
+
+    def absorb(self, batch: Batch) -> None:
+        """Take in a batch; its values are not kept or changed."""
         values = batch.values
         if batch.is_sample:
             self._extremes.append(torch.tensor([batch.low, batch.high]))
-        self._seen += x.numel()
+        self._low, self._high = min(self._low, batch.low), max(self._high, batch.high)
+        self._seen += batch.seen
         self._total += values.numel()
         size = values.numel() * values.element_size()
         if self._complete and self._kept_bytes + size <= self.byte_budget:
@@ -151,7 +158,10 @@ class IFMRObserver:
         self._staged += values.numel()
 
     def _add_to_histogram(self, values: Tensor, extremes: Extremes | None = None) -> None:
-        self._histogram.add(values, self._track(values, extremes))
+        if self.sample_limit is None:
+            extremes = self._track(values, extremes)
+        # How far the largest values of a sample reach, its bins say well enough.
+        self._histogram.add(values, extremes)
 
     def _thin_out(self, values: Tensor) -> None:
         if self._complete:
@@ -199,13 +209,11 @@ class IFMRObserver:
             else:
                 high = self._histogram.kth_largest(ranks[0]) if high is None else high
                 low = self._histogram.kth_smallest(ranks[1]) if low is None else low
-        if self._extremes:
-            # A sample may miss the one value that bounds the range.
-            extremes = torch.cat(self._extremes)
-            if _rank(self._percentiles[0], self._seen) == 1:
-                high = max(high, float(extremes.max()))
-            if _rank(self._percentiles[1], self._seen) == 1:
-                low = min(low, float(extremes.min()))
+        if self.sample_limit is not None:
+            # A sample may miss the one value that bounds the range, and a bin reach beyond it.
+            first, second = (_rank(percentile, self._seen) for percentile in self._percentiles)
+            high = self._high if first == 1 else min(high, self._high)
+            low = self._low if second == 1 else max(low, self._low)
         return min(0.0, low), max(0.0, high)
 
     def _candidates(self, low: float, high: float) -> _Candidates:
@@ -236,12 +244,7 @@ class IFMRObserver:
             logger.warning(
                 "the bins are coarse for this activation (outliers far beyond the percentile)"
             )
-        losses = self._histogram.losses(
-            candidates.scales.astype(np.float64),
-            candidates.lows.astype(np.float64),
-            candidates.highs.astype(np.float64),
-        )
-        losses += self._extremes_loss(candidates)
+        losses = self._binned(candidates)
         # Candidates that differ by rounding noise only are a tie, which the first one wins.
         width, reach = self._histogram.width, float(candidates.highs.max())
         noise = self._total * width * (1e-6 * width + 2.0**-23 * reach)
@@ -251,6 +254,28 @@ class IFMRObserver:
         if len(near) == 1:
             return int(near[0])
         return int(near[np.argmin(self._exact(candidates.take(near)))])
+
+    def _binned(self, candidates: _Candidates) -> Floats64:
+        """Losses from the histogram; of a sample only around the best of every fourth candidate.
+
+        What a sample says about one candidate differs by more than two neighbours do.
+        """
+        scales, lows, highs = (
+            values.astype(np.float64)
+            for values in (candidates.scales, candidates.lows, candidates.highs)
+        )
+        if self.sample_limit is None:
+            return self._histogram.losses(scales, lows, highs)
+        losses, extra = np.full(len(scales), np.inf), self._extremes_loss(candidates)
+
+        def look_at(some: slice) -> int:
+            found = self._histogram.losses(scales[some], lows[some], highs[some])
+            losses[some] = found + extra[some]
+            return int(losses.argmin())
+
+        best = look_at(slice(0, None, _SAMPLE_STRIDE))
+        look_at(slice(max(0, best - _SAMPLE_STRIDE + 1), best + _SAMPLE_STRIDE))
+        return losses
 
     def _exact(self, candidates: _Candidates) -> Floats64:
         return exact_losses(self._kept, candidates) + self._extremes_loss(candidates)

@@ -33,7 +33,7 @@ def make_observer(
     byte_budget: int,
     sample_limit: int | None = None,
     compat: bool = False,
-) -> Observer:
+) -> IFMRObserver | HFMGObserver:
     """``asymmetric``: with the global default already applied (``QuantConfig.asymmetric``)."""
     if params.act_algo == "hfmg":
         return HFMGObserver(

@@ -291,6 +291,7 @@ class Calibration:
     def _batch_finished(self) -> None:
         if self.is_done:
             return
+        self._observers.wait()
         self._batch += 1
         emit(
             self._on_event,

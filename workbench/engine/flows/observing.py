@@ -12,8 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
-from workbench.engine.algorithms.batch import Extremes
-from workbench.engine.algorithms.observer import Observer, make_observer
+from workbench.engine.algorithms.batch import Extremes, take_batch
+from workbench.engine.algorithms.hfmg import HFMGObserver
+from workbench.engine.algorithms.ifmr import IFMRObserver
+from workbench.engine.algorithms.observer import make_observer
+from workbench.engine.algorithms.side_by_side import Beside
 from workbench.engine.files.config import LayerConfig, QuantConfig
 from workbench.engine.graph.capture import Captured
 from workbench.engine.graph.sources import input_sources
@@ -23,8 +26,8 @@ from workbench.engine.numerics.integer import fake_quantize_activation
 KEPT_PER_LAYER = 2**18
 """Beyond so many bytes a layer is counted in bins, which is faster than keeping its values."""
 
-_AT_ONCE = 32
-"""Layers whose scales are found one after another: between layers the code has left the cache."""
+_BUNCH = 16
+"""Samples to count and scales to find, done one after another while the forward goes on."""
 
 
 @dataclass
@@ -32,7 +35,7 @@ class _Group:
     """Layers that read the same tensor with the same settings share one observer."""
 
     settings: LayerConfig
-    observer: Observer | None
+    observer: IFMRObserver | HFMGObserver | None
     batches: int = 0
     result: ActivationScale | None = None
 
@@ -56,8 +59,9 @@ class Observers:
         compat: bool,
     ) -> None:
         self._config = config
+        self._sample_limit = sample_limit
+        self._beside = Beside(_BUNCH)
         self._batches = dict.fromkeys(names, 0)
-        self._whole: list[str] = []
         sources = input_sources(captured)
         members: dict[tuple[str, Any], list[str]] = {}
         for name in names:
@@ -90,27 +94,35 @@ class Observers:
         # Of layers that read the same tensor, the first to run shows it to the observer.
         if number > group.batches and group.observer is not None:
             try:
-                group.observer.update(value, known)
+                self._show(group.observer, value, known)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise type(error)(f"layer {name}, batch {number}: {error}") from error
             group.batches = number
         self._batches[name] = number
 
+    def _show(
+        self, observer: IFMRObserver | HFMGObserver, value: Tensor, known: Extremes | None
+    ) -> None:
+        if self._sample_limit is None:
+            observer.update(value, known)
+        elif value.numel():
+            # A sample is a small copy: nobody needs to wait until it is counted.
+            batch = take_batch(value, self._sample_limit, known).own()
+            self._beside.do(lambda: observer.absorb(batch))
+
+    def wait(self) -> None:
+        """Return when all that was seen has been counted."""
+        self._beside.wait()
+
     def settle(self, name: str) -> None:
         """Find the layer's scale some time after every batch is in: what was kept of it can go."""
         if self._groups[name].batches >= self._config.batch_num:
-            self._whole.append(name)
-        if len(self._whole) >= _AT_ONCE:
-            for whole in self._whole:
-                self._find(whole)
-            self._whole.clear()
+            self._beside.do(lambda: self._find(name))
 
-    def _find(self, name: str) -> ActivationScale:
+    def _find(self, name: str) -> None:
         group = self._groups[name]
         if group.observer is not None:
             group.result, group.observer = group.observer.result(), None
-        assert group.result is not None
-        return group.result
 
     def missing(self) -> dict[str, int]:
         """Layers that have seen fewer than ``batch_num`` batches, with the number seen."""
@@ -132,7 +144,10 @@ class Observers:
 
         In half precision if ``fakequant_precision_mode`` says so.
         """
-        found = self._find(name)
+        self.wait()
+        self._find(name)
+        found = self._groups[name].result
+        assert found is not None
         if self._config.fakequant_precision_mode == "FORCE_FP16_QUANT":
             return ActivationScale(to_half_precision(found.scale), found.offset)
         return found

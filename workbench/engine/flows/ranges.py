@@ -106,6 +106,8 @@ class TapWatch:
         self._handles: list[RemovableHandle] = []
         if self._keys:
             for name, module in model.named_modules():
+                if _adds_nothing(module):
+                    continue
                 self._handles += [
                     module.register_forward_pre_hook(self._enter(name)),
                     module.register_forward_hook(self._leave, always_call=True),
@@ -177,6 +179,11 @@ class TapWatch:
         key = self._keys.get((scope, op, ordinal))
         if key is not None:
             self._recorder.see(key, output)
+
+
+def _adds_nothing(module: nn.Module) -> bool:
+    """Whether it is one of torch's own leaves, which neither add nor concatenate by these names."""
+    return type(module).__module__.startswith("torch.nn.modules.") and not any(module.children())
 
 
 class _TapMode(TorchFunctionMode):
