@@ -10,9 +10,12 @@ from typing import Any
 
 import panel as pn
 import pytest
+from bokeh.document import Document
+from panel.io.resources import Resources
+from panel.io.state import set_curdoc
 from panel.models.plotly import PLOTLY_VERSION
 
-from workbench.app import plotly_files, serve
+from workbench.app import frame, plotly_files, serve
 
 CHARTS = Path(serve.__file__).parents[1] / "charts"
 
@@ -93,6 +96,21 @@ def test_the_small_plotly_is_the_version_of_panel_and_draws_our_charts() -> None
     added = {name for path in charts for name in re.findall(r"\.add_(\w+)\(", path.read_text())}
     assert {"bar", "heatmap", "scatter"} <= added
     assert added - {"annotation", "hline", "shape", "vline"} <= drawn
+
+
+def test_what_a_page_loads_is_found_once_and_is_what_panel_finds() -> None:
+    resources = Resources(mode="server")
+    ours, other = Document(), Document()
+    ours.template_variables["needed"] = frame._needed
+    with set_curdoc(ours):
+        pn.extension("tabulator")
+        js, css = frame._find_resources([], resources)
+        assert "tabulator" in js
+        found = frame._resources([], resources)
+        assert found == (js, css)
+        assert frame._resources([], Resources(mode="server")) is found
+    with set_curdoc(other):
+        assert tuple(frame._resources([], resources)) != found  # no table's scripts
 
 
 @pytest.mark.browser

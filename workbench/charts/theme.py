@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Helvetica Neue", sans-serif'
+# Roboto would be the page's own files, eight of them, for the signs that a system's font lacks.
+FONT = 'system-ui, -apple-system, "Segoe UI", "Noto Sans", "Helvetica Neue", sans-serif'
 PAPER = {False: "#ffffff", True: "#14191f"}
 """The ground of a page, light and dark."""
 
