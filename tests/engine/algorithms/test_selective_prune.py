@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workbench.engine.algorithms import selective_prune
 from workbench.engine.algorithms.selective_prune import is_two_of_four, selective_mask
 
 
@@ -71,6 +72,25 @@ def test_large_weights_are_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("workbench.engine.algorithms.selective_prune._CHUNK", 30)
     pieces = [selective_mask(weight, axis) for weight, axis in weights]
     assert all(torch.equal(one, other) for one, other in zip(whole, pieces, strict=True))
+
+
+@given(
+    shape=st.sampled_from([(3, 8, 5), (2, 7), (4, 4, 1, 3)]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_another_device_finds_the_same(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = (torch.randn(shape, generator=generator) * 2).round(decimals=seed % 3).to(dtype)
+    mask = selective_mask(weight, 1)
+    lines = weight.movedim(1, -1).reshape(-1, shape[1]).tolist()
+    assert mask.movedim(1, -1).reshape(-1, shape[1]).tolist() == [by_hand(line) for line in lines]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selective_prune, "_ranks", selective_prune._ranks_on_device)
+        assert torch.equal(selective_mask(weight, 1), mask)
 
 
 def test_density() -> None:
