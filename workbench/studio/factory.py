@@ -61,18 +61,11 @@ def read_arguments(text: str) -> dict[str, Any]:
     """Keyword arguments written as a JSON object; an empty text: none. Error: ``WrongValue``."""
     if not text.strip():
         return {}
+    hint = 'Write an object of keyword arguments: {"width": 32}.'
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise WrongValue(
-            f"{text!r} is no JSON ({error})",
-            where="arguments",
-            hint='Write an object of keyword arguments: {"width": 32}.',
-        ) from error
+        raise WrongValue(f"{text!r} is no JSON ({error})", where="arguments", hint=hint) from error
     if not isinstance(found, dict):
-        raise WrongValue(
-            f"{text!r} is no JSON object",
-            where="arguments",
-            hint='Write an object of keyword arguments: {"width": 32}.',
-        )
+        raise WrongValue(f"{text!r} is no JSON object", where="arguments", hint=hint)
     return found

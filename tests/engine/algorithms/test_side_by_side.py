@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -11,14 +10,6 @@ import torch
 from torch import Tensor
 
 from workbench.engine.algorithms.side_by_side import Beside, sections, side_by_side
-
-
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("count", [1, 999, 1000, 2001, 70_000])
