@@ -94,12 +94,16 @@ def test_npz_by_input_name(tmp_path: Path) -> None:
     assert [len(b.inputs[0]) for b in data.evaluation] == [4, 4, 2]
     assert len(data.calibration) == 1
     assert data.evaluation[2].target.tolist() == [8, 9]  # type: ignore[union-attr]
+    assert not data.notices
+    (said,) = read_npz(path, ["image"], DataSpec()).notices
+    assert said.startswith("data.npz: the array x is taken") and "image and labels" in said
     np.savez(path, a=x, b=x)
     with pytest.raises(WrongValue, match="the model wants image"):
         read_npz(path, ["image"], DataSpec())
     with pytest.raises(WrongValue, match="has a, b, and no mask, which .* before b"):
         read_npz(path, ["a", "mask", "b"], DataSpec())
-    assert len(read_npz(path, ["a", "b", "mask"], DataSpec()).calibration[0]) == 2
+    several = read_npz(path, ["a", "b", "mask"], DataSpec())
+    assert len(several.calibration[0]) == 2 and not several.notices
     np.savez(path, x=x, labels=np.arange(9))
     with pytest.raises(WrongValue, match="lengths"):
         read_npz(path, ["x"], DataSpec())

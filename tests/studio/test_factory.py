@@ -50,6 +50,9 @@ def test_arguments_and_weights_reach_the_model_and_the_script(
     project.close()
     # Known by what it was made of: no data need be given again.
     open_session(Factory(NET, {"classes": 3}, weights), project=folder, wait=False).dispose()
+    for again in (folder, Factory(NET, {"classes": 3}, weights)):
+        with pytest.raises(WrongValue, match="seed is 7; the project in .* was made with 0"):
+            open_session(again, project=folder, seed=7, wait=False)
     with pytest.raises(WrongValue):
         open_session(Factory(NET, {"classes": 4}, weights), DATA, project=folder)
 

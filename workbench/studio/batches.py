@@ -200,9 +200,14 @@ def read_npz(path: Path, names: Sequence[str], spec: DataSpec) -> DataSet:
     """Arrays named as the model's inputs, samples along the first axis, and optional ``labels``."""
     arrays = read_arrays(path)
     labels = arrays.pop("labels", None)
+    notices: list[str] = []
     wanted = [name for name in names if name in arrays]
     if not wanted and len(arrays) == 1:
         wanted = list(arrays)
+        notices.append(
+            f"{path.name}: the array {wanted[0]} is taken as the input; the names allowed are "
+            f"{', '.join(names)} and labels"
+        )
     if not wanted:
         raise WrongValue(
             f"the file has {', '.join(arrays) or 'no arrays'}; the model wants {', '.join(names)}",
@@ -232,7 +237,7 @@ def read_npz(path: Path, names: Sequence[str], spec: DataSpec) -> DataSet:
     else:
         targets = torch.split(torch.from_numpy(np.ascontiguousarray(labels)), spec.batch_size)
         evaluation = [Batch(batch, target) for batch, target in zip(inputs, targets, strict=True)]
-    return DataSet(inputs[: spec.calibration_batches], evaluation, path.name)
+    return DataSet(inputs[: spec.calibration_batches], evaluation, path.name, notices)
 
 
 # -- batches stored in a project ------------------------------------------------------------------

@@ -51,7 +51,7 @@ def open_session(
     calibration_batches: int | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     wait: bool | None = None,
     train: Any = None,
 ) -> Session:
@@ -75,11 +75,13 @@ def open_session(
     ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
     session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
 
+    ``seed``: of a new project (default 0); one that exists keeps its own.
+
     A model that runs but has no graph (``torch.export`` refuses it) is opened with a warning: its
     modules can be quantised (``compare_formats``, ``quantize_modules``), and nothing else.
 
     Errors: ``MissingFile`` for a file that is not there, ``CodeNotAllowed``, ``NotWritable``, and
-    ``WrongValue`` for a folder that holds another model's project.
+    ``WrongValue`` for a folder that holds another model's project or has another seed.
     """
     live: LiveSource | None = None
     if isinstance(source, str | os.PathLike) and is_project(source):
@@ -91,6 +93,7 @@ def open_session(
     if known is not None:
         opened = Project.open(known)
         try:
+            _check_seed(opened, seed)
             _take_over(
                 opened, data, metric, train, batch_size=batch_size, batches=calibration_batches
             )
@@ -107,7 +110,7 @@ def open_session(
                 where="source",
                 hint="Open it with in_process=True, or name a package.module:factory.",
             )
-        opened = _project(settings, project)
+        opened = _project(settings, project, seed)
         if live is not None:
             _keep_live(opened, live)
     manager: JobManager | None = None
@@ -133,18 +136,19 @@ def _settings(
     calibration_batches: int | None,
     batch_size: int | None,
     threads: int | None,
-    seed: int,
+    seed: int | None,
     train: Any = None,
 ) -> tuple[ProjectSettings, LiveSource | None]:
     spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
     name, function = _metric_name(metric)
     threads = threads or _default_threads()
+    first_seed = seed or 0
     if isinstance(source, str | os.PathLike | Factory):
         title, model = _named(source)
         data_spec = _data_spec(data, spec, model.kind, model.name)
         train_spec = _train_spec(train, data_spec)
         settings = ProjectSettings(
-            title, model, data_spec, name, threads=threads, seed=seed, train=train_spec
+            title, model, data_spec, name, threads=threads, seed=first_seed, train=train_spec
         )
         _check_named(train_spec, function)
         return settings, None
@@ -169,8 +173,8 @@ def _settings(
         dataset = cut(data, source, spec)
         data_spec = DataSpec("stored", "", spec.batch_size, len(dataset.calibration))
     settings = ProjectSettings(
-        safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads, seed=seed,
-        train=_train_spec(train, data_spec),
+        safe_name(title), SourceSpec("live", title), data_spec, name, threads=threads,
+        seed=first_seed, train=_train_spec(train, data_spec),
     )  # fmt: skip
     return settings, LiveSource(source, dataset, function, _live_train(train))
 
@@ -333,7 +337,7 @@ def _default_threads() -> int:
     return max(1, (os.cpu_count() or 2) - 1)
 
 
-def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
+def _project(settings: ProjectSettings, folder: str | Path | None, seed: int | None) -> Project:
     path = Path(folder) if folder is not None else Path(RUNS) / settings.name
     if not is_project(path):
         return Project.create(path, settings=settings)
@@ -347,8 +351,24 @@ def _project(settings: ProjectSettings, folder: str | Path | None) -> Project:
             where=str(path),
             hint="Choose another folder: project=..., on the command line --project FOLDER.",
         )
+    try:
+        _check_seed(opened, seed)
+    except WrongValue:
+        opened.close()
+        raise
     _update(opened, settings)
     return opened
+
+
+def _check_seed(opened: Project, seed: int | None) -> None:
+    """A project's results were made with its own seed: another is refused, not ignored."""
+    stored = opened.settings.seed
+    if seed is not None and seed != stored:
+        raise WrongValue(
+            f"seed is {seed}; the project in {opened.folder} was made with {stored}",
+            where="seed",
+            hint="Leave seed out to go on with it, or give a new folder: project=....",
+        )
 
 
 def _take_over(
