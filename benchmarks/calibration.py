@@ -16,6 +16,7 @@ from workbench.engine.graph.capture import Captured, capture
 from workbench.zoo.architectures import mobilenet_v2, resnet18, resnet50, vit_small
 
 BINS = 8192
+SAMPLE = 2**17
 REPEATS = 4
 NETWORKS: tuple[tuple[str, Callable[[], nn.Module], float, float], ...] = (
     ("ResNet-18", resnet18, 1.5, 0.0),
@@ -53,7 +54,7 @@ def measure(
     scales = {}
     for mode, given, limit, target in (
         ("IFMR exact", config, None, exact_target),
-        ("IFMR sampled", config, 2**20, 1.5),
+        ("IFMR sampled", config, SAMPLE, 1.5),
         (f"HFMG {BINS} bins", with_hfmg(config), None, hfmg_target),
     ):
         calibrate, last = prepared(captured, given, limit, batch)

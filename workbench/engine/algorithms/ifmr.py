@@ -192,6 +192,19 @@ class IFMRObserver:
 
     def _bounds(self) -> tuple[float, float]:
         """``min(0, k-th smallest)`` and ``max(0, k-th largest)``."""
+        if self.sample_limit is None:
+            low, high = self._percentile_bounds()
+        else:
+            # A sample may miss the one value that bounds the range, and a bin reach beyond it.
+            last = [_rank(percentile, self._seen) == 1 for percentile in self._percentiles]
+            low, high = self._low, self._high
+            if not all(last):
+                inner = self._percentile_bounds()
+                high = high if last[0] else min(high, inner[1])
+                low = low if last[1] else max(low, inner[0])
+        return min(0.0, low), max(0.0, high)
+
+    def _percentile_bounds(self) -> tuple[float, float]:
         if self._complete:
             for kept in self._kept:
                 self._track(kept)
@@ -209,12 +222,7 @@ class IFMRObserver:
             else:
                 high = self._histogram.kth_largest(ranks[0]) if high is None else high
                 low = self._histogram.kth_smallest(ranks[1]) if low is None else low
-        if self.sample_limit is not None:
-            # A sample may miss the one value that bounds the range, and a bin reach beyond it.
-            first, second = (_rank(percentile, self._seen) for percentile in self._percentiles)
-            high = self._high if first == 1 else min(high, self._high)
-            low = self._low if second == 1 else max(low, self._low)
-        return min(0.0, low), max(0.0, high)
+        return low, high
 
     def _candidates(self, low: float, high: float) -> _Candidates:
         vmin, vmax = np.float32(low), np.float32(high)

@@ -108,8 +108,11 @@ def with_room_for_bias(
     bias = getattr(layer, "bias", None)
     if len(record.scale_w) < 2 or not isinstance(bias, Tensor) or record.scale_d is None:
         return record, fake
+    limit = record.scale_d * BIAS_CODE_LIMIT
+    if float(bias.detach().abs().amax()) <= limit * min(record.scale_w):
+        return record, fake
     scale = torch.tensor(record.scale_w, device=fake.device)
-    needed = bias.detach().double().abs() / (record.scale_d * BIAS_CODE_LIMIT)
+    needed = bias.detach().double().abs() / limit
     needed = needed.to(scale)
     if not bool((scale < needed).any()):
         return record, fake
