@@ -46,11 +46,13 @@ class Beside:
     """Jobs done later and in their order, ``bunch`` at a time, on a thread beside the caller's.
 
     At most twice as many wait. With torch on one thread the caller does them. Small jobs take half
-    the time in a bunch: between two layers of a network their code has left the cache.
+    the time in a bunch: between two layers of a network their code has left the cache. Those of one
+    ``lane`` are done on the same thread.
     """
 
-    def __init__(self, bunch: int) -> None:
+    def __init__(self, bunch: int, lane: int = 0) -> None:
         self._bunch = bunch
+        self._lane = lane
         self._waiting: list[Callable[[], None]] = []
         self._running: Future[None] | None = None
 
@@ -58,20 +60,21 @@ class Beside:
         """Hand over a job. The first error of those before may be raised here or by ``wait``."""
         self._waiting.append(job)
         if len(self._waiting) >= self._bunch:
-            self._start()
+            self.start()
 
     def wait(self) -> None:
         """Return when all are done."""
-        self._start()
+        self.start()
         self._finish()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Do not wait for more of them."""
         self._finish()
         jobs, self._waiting = self._waiting, []
         if torch.get_num_threads() == 1:
             _do_all(jobs)
         elif jobs:
-            self._running = _thread().submit(_do_all, jobs)
+            self._running = _thread(self._lane).submit(_do_all, jobs)
 
     def _finish(self) -> None:
         running, self._running = self._running, None
@@ -90,8 +93,8 @@ def _pool() -> ThreadPoolExecutor:
 
 
 @cache
-def _thread() -> ThreadPoolExecutor:
-    return _started(1, "workbench-beside")
+def _thread(lane: int) -> ThreadPoolExecutor:
+    return _started(1, f"workbench-beside-{lane}")
 
 
 def _started(count: int, name: str) -> ThreadPoolExecutor:

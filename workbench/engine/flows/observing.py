@@ -5,7 +5,8 @@ Source: specification chapter 10 sections 9 and 11, D13, D16.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ class Observers:
     ) -> None:
         self._config = config
         self._sample_limit = sample_limit
-        self._beside = Beside(_BUNCH)
+        # A layer's input is counted while the layer runs, scales are found some time later.
+        self._counting, self._finding = Beside(_BUNCH, 0), Beside(_BUNCH, 1)
         self._batches = dict.fromkeys(names, 0)
         sources = input_sources(captured)
         members: dict[tuple[str, Any], list[str]] = {}
@@ -87,37 +89,54 @@ class Observers:
     def see(self, name: str, value: Tensor, known: Extremes | None = None) -> None:
         """One batch of a layer's (balanced) input, with its extremes where they are known.
 
-        Errors name the layer and the batch.
+        ``value`` must stay as it is until ``settle``. Errors name the layer and the batch; they are
+        raised here or there.
         """
         group = self._groups[name]
         number = self._batches[name] + 1
         # Of layers that read the same tensor, the first to run shows it to the observer.
-        if number > group.batches and group.observer is not None:
-            try:
-                self._show(group.observer, value, known)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise type(error)(f"layer {name}, batch {number}: {error}") from error
-            group.batches = number
+        if number > group.batches and group.observer is not None and value.numel():
+            self._show(group.observer, value, known, f"layer {name}, batch {number}")
+        group.batches = max(group.batches, number)
         self._batches[name] = number
 
     def _show(
-        self, observer: IFMRObserver | HFMGObserver, value: Tensor, known: Extremes | None
+        self,
+        observer: IFMRObserver | HFMGObserver,
+        value: Tensor,
+        known: Extremes | None,
+        where: str,
     ) -> None:
         if self._sample_limit is None:
-            observer.update(value, known)
-        elif value.numel():
-            # A sample is a small copy: nobody needs to wait until it is counted.
-            batch = take_batch(value, self._sample_limit, known).own()
-            self._beside.do(lambda: observer.absorb(batch))
 
-    def wait(self) -> None:
-        """Return when all that was seen has been counted."""
-        self._beside.wait()
+            def count() -> None:
+                with _naming(where):
+                    observer.update(value, known)
+
+            self._counting.do(count)
+            self._counting.start()
+            return
+        with _naming(where):
+            batch = take_batch(value, self._sample_limit, known).own()
+        # A sample is a small copy: nobody needs to wait until it is counted.
+        self._counting.do(lambda: observer.absorb(batch))
 
     def settle(self, name: str) -> None:
-        """Find the layer's scale some time after every batch is in: what was kept of it can go."""
+        """To be called when the layer has run: whoever changes its input from now on may.
+
+        Its scale is found some time after every batch is in: what was kept of it can go.
+        """
+        finding = self._counting
+        if self._sample_limit is None:
+            self._counting.wait()
+            finding = self._finding
         if self._groups[name].batches >= self._config.batch_num:
-            self._beside.do(lambda: self._find(name))
+            finding.do(lambda: self._find(name))
+
+    def wait(self) -> None:
+        """Return when all that was seen has been counted, and the scales found that can be."""
+        self._counting.wait()
+        self._finding.wait()
 
     def _find(self, name: str) -> None:
         group = self._groups[name]
@@ -157,3 +176,11 @@ class Observers:
         found = self.scale(name)
         moved = fake_quantize_activation(value, found.scale, found.offset, self.bits(name))
         return moved.to(value.dtype)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise type(error)(f"{where}: {error}") from error
