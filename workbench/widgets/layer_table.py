@@ -18,7 +18,7 @@ from workbench.charts.spoken import said
 from workbench.charts.text import N_, _
 from workbench.studio.columns import FLAGS, OPTIONS
 from workbench.studio.pruning_words import WholeLayers, layer_reason
-from workbench.widgets.view import SessionView, button
+from workbench.widgets.view import SessionView, bar, button
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
@@ -86,16 +86,14 @@ class LayerTable(SessionView):
                     w.HTML(f'<span class="wb-row wb-head">{_(title)}</span>', layout=_TICK)
                     for title in TICKS.values()
                 ),
-                w.HTML(
-                    f'<span class="wb-row wb-head">{_("name")}</span>',
-                    layout=w.Layout(width="230px"),
-                ),
-                w.HTML(f'<div class="wb-row wb-head" style="{GRID}">{head}</div>', layout=_GROW),
-            ]
+                w.HTML(f'<span class="wb-row wb-head">{_("name")}</span>', layout=_NAME),
+                w.HTML(f'<div class="wb-row wb-head" style="{GRID}">{head}</div>', layout=_FIGURES),
+            ],
+            layout=w.Layout(min_width=_WIDTH),
         )
-        super().__init__(
-            session, [self._filters, self._bulk, self._head, *self._boxes, self._pager]
-        )
+        # Where the cell is narrower than its columns, the table scrolls as a whole.
+        table = w.VBox([self._head, *self._boxes], layout=w.Layout(overflow="auto"))
+        super().__init__(session, [self._filters, self._bulk, table, self._pager])
         self.watch(self.refresh, "layers", "pruning", "can_undo", "can_redo")
         self.observe(lambda _: self._show_selected(), "selected")
         self.refresh()
@@ -117,7 +115,7 @@ class LayerTable(SessionView):
         )
         for control in (self.filter, self.type, self.show, self.order):
             control.observe(lambda _: self._restart(), "value")
-        self._filters = w.HBox([self.filter, self.type, self.show, self.order])
+        self._filters = bar(self.filter, self.type, self.show, self.order)
         self.quantise = button(_("Quantise shown"), lambda: self._set_shown(True))
         self.skip = button(_("Skip shown"), lambda: self._set_shown(False))
         self.worst = w.BoundedIntText(value=3, min=1, max=100000, layout=w.Layout(width="70px"))
@@ -135,19 +133,17 @@ class LayerTable(SessionView):
         self.undo = button(_("Undo"), lambda: self.act(self.session.undo))
         self.redo = button(_("Redo"), lambda: self.act(self.session.redo))
         self.count = w.HTML()
-        self._bulk = w.HBox(
-            [
-                self.quantise,
-                self.skip,
-                self.skip_worst,
-                self.worst,
-                self.setting,
-                self.value,
-                self.set,
-                self.undo,
-                self.redo,
-                self.count,
-            ]
+        self._bulk = bar(
+            self.quantise,
+            self.skip,
+            self.skip_worst,
+            self.worst,
+            self.setting,
+            self.value,
+            self.set,
+            self.undo,
+            self.redo,
+            self.count,
         )
         self.previous = button("‹", lambda: self._turn(-1), tip=_("Previous page"))
         self.next = button("›", lambda: self._turn(1), tip=_("Next page"))
@@ -156,11 +152,11 @@ class LayerTable(SessionView):
 
     def _row(self, index: int) -> w.HBox:
         boxes = [self._box(index, column) for column in TICKS]
-        name = w.Button(layout=w.Layout(width="230px"))
+        name = w.Button(layout=_NAME)
         name.add_class("wb-name")
-        figures = w.HTML(layout=_GROW)
+        figures = w.HTML(layout=_FIGURES)
         name.on_click(lambda _: self._clicked(index))
-        return w.HBox([*boxes, name, figures])
+        return w.HBox([*boxes, name, figures], layout=w.Layout(min_width=_WIDTH))
 
     def _box(self, index: int, column: str) -> w.Checkbox:
         box = w.Checkbox(indent=False, layout=_TICK)
@@ -321,8 +317,12 @@ class LayerTable(SessionView):
         figures.value = row_html(row, said(self._reasons.get(row.name, "")))
 
 
-_TICK = w.Layout(width="52px")
-_GROW = w.Layout(flex="1 1 auto", width="auto")
+_TICK = w.Layout(width="60px", flex="0 0 auto")
+_NAME = w.Layout(width="200px", flex="0 0 auto")
+_FIGURES = w.Layout(width="auto", flex="1 0 820px")
+_WIDTH = "1224px"
+"""The columns and their margins."""
+
 NUMERIC = frozenset({"params", "MACs", "bits", "1 − cos", "SQNR", "ratio", "prune sens."})
 
 

@@ -41,7 +41,7 @@ class SearchMonitor(SessionView):
         self.max_loss.layout.width = "180px"
         self.strategy = w.Dropdown(options=STRATEGIES, value=STRATEGIES[0])
         self.strategy.layout.width = "170px"
-        self.start = button(_("Auto-calibrate"), self._start, style="primary")
+        self.start = button(_("Start"), self._start, style="primary")
         self.pause = button(
             _("Pause"), self._pause_or_resume, tip=_("Hold the search, or let it go on")
         )
