@@ -11,11 +11,13 @@ from sample_layers import layer
 
 from workbench.studio.project import Project
 from workbench.studio.session import Session
+from workbench.widgets import ground
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(ground, "_heard", None)
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ from urllib.parse import urlsplit
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from playwright.sync_api import expect
 from servers import free_port, running_server
+
+from workbench.charts.theme import DARK, PAPER
 
 pytestmark = pytest.mark.browser
 
@@ -66,6 +69,7 @@ def lab(tmp_path: Path, graph: Path) -> Iterator[str]:
         SETUP.format(project=str(tmp_path / "project")),
         "table = widgets.LayerTable(session); table",
         "chart = widgets.SensitivityChart(session); chart",
+        "search = widgets.SearchMonitor(session); search",
         f"graph = widgets.NetronView({str(graph)!r}); graph",
     ]
     notebook = {
@@ -103,11 +107,21 @@ def lab(tmp_path: Path, graph: Path) -> Iterator[str]:
         yield base
 
 
+def rgb(colour: str) -> str:
+    """A colour of the palette as a browser tells it."""
+    return f"rgb({', '.join(str(part) for part in bytes.fromhex(colour[1:]))})"
+
+
 WIDE = """
 () => [...document.querySelectorAll(".wb-chart")].every((box) => {
   const drawn = box.querySelector(".js-plotly-plot .main-svg");
   return drawn && Math.abs(drawn.clientWidth - box.clientWidth) < 24;
 })
+"""
+
+PAPERS = """
+(colour) => [...document.querySelectorAll(".wb-chart .main-svg:first-child")].every(
+  (drawn) => getComputedStyle(drawn).backgroundColor === colour)
 """
 
 
@@ -156,7 +170,16 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
         )
         # Netron is in the page, delivered by the server that is there anyway.
         frame = page.frame_locator("iframe.workbench-netron")
-        frame.locator('[id="node-name-stage0.block0.conv"]').wait_for(timeout=30000)
+        node = frame.locator('[id="node-name-stage0.block0.conv"]')
+        node.wait_for(timeout=30000)
+        # Charts and graph are dark when the notebook is.
+        page.evaluate(
+            "() => { jupyterapp.commands.execute('apputils:change-theme', "
+            "{theme: 'JupyterLab Dark'}); }"
+        )
+        page.wait_for_function(PAPERS, arg=rgb(PAPER[True]), timeout=30000)
+        expect(bars.nth(0)).to_have_css("fill", rgb(DARK.quantised))
+        expect(frame.locator("html")).to_have_css("color-scheme", "dark")
     except Exception:
         page.screenshot(path=str(tmp_path / "lab.png"))
         raise

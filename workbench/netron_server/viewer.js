@@ -2,6 +2,7 @@
 // Traits:  url       'netron/?url=...' as model_url makes it, '' for none
 //          base      what url is relative to; 'jupyter' asks the notebook page for it
 //          selected  node name, both ways;   colors {node name: CSS colour};   dark bool
+//          follow    dark is what the page is (ground.js stands before this file then)
 //          note      shown while url is '';  height CSS length;   status 'empty'|'loading'|'ready'|'off'
 const OFF =
     'Graphs are shown by an extension of Jupyter Server, and it does not answer. ' +
@@ -114,6 +115,12 @@ function render({ model, el }) {
         }
     };
 
+    const stop = model.get('follow')
+        ? followGround(el, (dark) => {
+            model.set('dark', dark);
+            model.save_changes();
+        })
+        : () => {};
     window.addEventListener('message', hear);
     model.on('change:url', load);
     model.on('change:note', load);
@@ -122,6 +129,7 @@ function render({ model, el }) {
     model.on('change:dark', theme);
     load();
     return () => {
+        stop();
         window.removeEventListener('message', hear);
         model.off('change:url', load);
         model.off('change:note', load);

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Workbench(SessionView):
     """All parts in tabs, from the table of layers to the exported graph, under the live figures."""
 
-    def __init__(self, session: Session, *, dark: bool = False) -> None:
+    def __init__(self, session: Session, *, dark: bool | None = None) -> None:
         self.summary = w.HTML()
         self.analyse = button(
             _("Analyse"), lambda: self.act(lambda: session.analyse(wait=False)), style="primary"

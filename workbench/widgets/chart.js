@@ -10,14 +10,17 @@ function save(name, text) {
 
 // Plotly draws before the cell has a width, 700 pixels then, and later listens to the window alone.
 // A change of size before there are traces would leave the plot without them.
-const TRACES = ["trace", "slice", "heatmaplayer image"].map((x) => `.js-plotly-plot .${x}`).join();
+// Where there are none, it is drawn when it says so.
+const DRAWN = ["trace", "slice", "heatmaplayer image", "annotation"]
+  .map((x) => `.js-plotly-plot .${x}`)
+  .join();
 
 function asWideAsTheCell(el) {
   let width = 0;
   let waiting = 0;
   const look = () => {
     const box = el.closest(".wb-chart");
-    if (!box || box.clientWidth === width || !box.querySelector(TRACES)) return;
+    if (!box || box.clientWidth === width || !box.querySelector(DRAWN)) return;
     width = box.clientWidth;
     clearTimeout(waiting);
     waiting = setTimeout(() => window.dispatchEvent(new Event("resize")), 300);
@@ -66,9 +69,12 @@ function render({ model, el }) {
     }
   };
   model.on("msg:custom", heard);
-  const stop = asWideAsTheCell(el);
+  const stops = [
+    asWideAsTheCell(el),
+    followGround(el, (dark) => model.send({ type: "ground", dark })),
+  ];
   return () => {
-    stop();
+    stops.forEach((stop) => stop());
     model.off("msg:custom", heard);
   };
 }

@@ -13,12 +13,13 @@ import traitlets
 
 from workbench.charts.drawn import figure_csv
 from workbench.charts.text import _
+from workbench.widgets import ground
 
 
 class ChartDownloads(anywidget.AnyWidget):
     """The buttons over ``figure``; the table is made when somebody asks for it."""
 
-    _esm = Path(__file__).with_name("chart.js")
+    _esm = ground.SCRIPT.read_text() + Path(__file__).with_name("chart.js").read_text()
 
     label = traitlets.Unicode("").tag(sync=True)
     file = traitlets.Unicode("").tag(sync=True)
@@ -31,8 +32,11 @@ class ChartDownloads(anywidget.AnyWidget):
         self.on_msg(self._asked)
 
     def _asked(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        if isinstance(content, dict) and content.get("type") == "csv":
+        kind = content.get("type") if isinstance(content, dict) else None
+        if kind == "csv":
             self.send({"csv": figure_csv(self._figure)})
+        elif kind == "ground":
+            ground.heard(content.get("dark") is True)
 
 
 class Chart(w.VBox):

@@ -26,9 +26,9 @@ class DecompositionPanel(SessionView):
     ``session.shrunk`` have what came of it. Both graphs are shown when there are two.
     """
 
-    def __init__(self, session: Session, dark: bool = False) -> None:
+    def __init__(self, session: Session, dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self.energy = w.BoundedFloatText(
             value=0.9, min=0.01, max=1.0, step=0.05, disabled=True,
             tooltip=_("energy to keep"),
@@ -104,7 +104,7 @@ class DecompositionPanel(SessionView):
         for old in self.graphs.children:
             old.dispose()
         made = [] if files is None or not all(files) else files
-        self.graphs.children = [NetronView(file, dark=self.dark, height="420px") for file in made]
+        self.graphs.children = [NetronView(file, dark=self._dark, height="420px") for file in made]
 
     def release(self) -> None:
         for graph in self.graphs.children:

@@ -17,8 +17,10 @@ def live(figure: go.Figure, *, dark: bool = False) -> go.FigureWidget:
     return widget
 
 
-def replace(widget: go.FigureWidget, before: go.Figure, after: go.Figure) -> None:
-    """Make ``widget``, which shows ``before``, show ``after``.
+def replace(
+    widget: go.FigureWidget, before: go.Figure, after: go.Figure, *, dark: bool = False
+) -> None:
+    """Make ``widget``, which shows ``before``, show ``after`` on light or dark paper.
 
     Attributes that both have in common are not touched: what the user zoomed stays zoomed, and a
     toggle of one of a thousand bars does not send the hover texts of all.
@@ -37,6 +39,8 @@ def replace(widget: go.FigureWidget, before: go.Figure, after: go.Figure) -> Non
                 shown[key] = value
         for key, value in _changed(before.layout, after.layout).items():
             widget.layout[key] = value
+        if widget.layout.paper_bgcolor != PAPER[dark]:
+            widget.layout.paper_bgcolor = PAPER[dark]
     if kept < len(after.data):
         widget.add_traces(list(after.data[kept:]))
 

@@ -40,9 +40,9 @@ class FormatsPanel(SessionView):
     marked. The same by code: ``session.compare_formats``, ``choose_way``, ``quantize_modules``.
     """
 
-    def __init__(self, session: Session, dark: bool = False) -> None:
+    def __init__(self, session: Session, dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self._by_format = ways_by_format()
         self._proposed = False
         self.measure = button(_("Measure formats"), self._measure)
@@ -65,7 +65,7 @@ class FormatsPanel(SessionView):
         self.result = w.HTML()
         self._figures = self._build()
         self.errors, self.outliers, self.smoothing = (
-            figures.live(figure, dark=dark) for figure in self._figures
+            figures.live(figure, dark=self.dark) for figure in self._figures
         )
         titles = (
             _("Weight error by layer"), _("Input channels by layer"),
@@ -130,15 +130,15 @@ class FormatsPanel(SessionView):
     # -- what the user sees ---------------------------------------------------------------------
 
     def _build(self) -> tuple[go.Figure, go.Figure, go.Figure]:
-        session, dark = self.session, self.dark
+        session = self.session
         table = session.formats
         loud = loudest(table, MOST_LAYERS)
         series = {key: found for key, found in error_series(table, SHOWN).items() if found}
         one = session.channel_profiles(self.layers.value[:1] or loudest(table, 1))
         return (
-            weight_error_chart(series, dark=dark),
-            outlier_chart(session.channel_profiles(loud), dark=dark),
-            smoothing_chart(one[0], dark=dark) if one else outlier_chart((), dark=dark),
+            weight_error_chart(series, dark=self.dark),
+            outlier_chart(session.channel_profiles(loud), dark=self.dark),
+            smoothing_chart(one[0], dark=self.dark) if one else outlier_chart((), dark=self.dark),
         )
 
     def _running(self) -> None:
@@ -172,7 +172,7 @@ class FormatsPanel(SessionView):
         before, self._figures = self._figures, self._build()
         shown = (self.errors, self.outliers, self.smoothing)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
-            figures.replace(widget, old, new)
+            figures.replace(widget, old, new, dark=self.dark)
             widget.layout.height = new.layout.height
 
     def _describe(self) -> None:

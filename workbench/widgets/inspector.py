@@ -43,9 +43,11 @@ class LayerInspector(SessionView):
     ``WrongValue`` for an unknown layer.
     """
 
-    def __init__(self, session: Session, layer: str | None = None, dark: bool = False) -> None:
+    def __init__(
+        self, session: Session, layer: str | None = None, dark: bool | None = None
+    ) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self._inspection: Inspection | None = None
         self._drawn: tuple[Any, ...] = ()
         self.layer = w.Dropdown(options=self._names(), description=_("layer"))
@@ -67,7 +69,7 @@ class LayerInspector(SessionView):
         self.choice.layout.width = "380px"
         self.use = button(_("Use this"), self._use)
         self._figures = [go.Figure() for _ in range(4)]
-        self.charts = [figures.live(figure, dark=dark) for figure in self._figures]
+        self.charts = [figures.live(figure, dark=self.dark) for figure in self._figures]
         titles = (
             _("Input and weights"), _("Weights by output channel"), _("Error of the output"),
             _("Quantised against float"),
@@ -144,9 +146,9 @@ class LayerInspector(SessionView):
         if list(self.choice.options) != options:
             self.choice.options = options
         self.use.disabled = not options
-        if self._drawn == (found.name, found.time):
+        if self._drawn == (found.name, found.time, self.dark):
             return
-        self._drawn = (found.name, found.time)
+        self._drawn = (found.name, found.time, self.dark)
         style: dict[str, Any] = {"dark": self.dark, "height": HEIGHT}
         fresh = [
             layer_histogram_chart(found.profile.histogram, **style),
@@ -157,7 +159,7 @@ class LayerInspector(SessionView):
         for figure, width in zip(fresh, (WIDE, SMALL, SMALL, SMALL), strict=True):
             figure.update_layout(width=width, autosize=False)
         for live, old, new in zip(self.charts, self._figures, fresh, strict=True):
-            figures.replace(live, old, new)
+            figures.replace(live, old, new, dark=self.dark)
         self._figures = fresh
 
 

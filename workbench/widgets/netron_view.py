@@ -16,6 +16,7 @@ from workbench.charts.sensitivity import bar_states
 from workbench.charts.text import _
 from workbench.charts.theme import palette
 from workbench.netron_server import model_url
+from workbench.widgets import ground
 from workbench.widgets.polling import clock
 
 if TYPE_CHECKING:
@@ -31,28 +32,38 @@ class NetronView(anywidget.AnyWidget):
     none); setting either selects the node. Its title's colour tells the layer's state.
     """
 
-    _esm = Path(netron_server.__file__).parent / "viewer.js"
+    _esm = ground.SCRIPT.read_text() + (
+        Path(netron_server.__file__).with_name("viewer.js").read_text()
+    )
 
     url = traitlets.Unicode("").tag(sync=True)
     base = traitlets.Unicode("jupyter").tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
     colors = traitlets.Dict().tag(sync=True)
     dark = traitlets.Bool(False).tag(sync=True)
+    follow = traitlets.Bool(False).tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
     height = traitlets.Unicode("480px").tag(sync=True)
     status = traitlets.Unicode("empty").tag(sync=True)
     layer = traitlets.Unicode("")
 
     def __init__(
-        self, source: Session | str | Path, kind: str = "deploy", *, dark: bool = False, **kw: Any
+        self,
+        source: Session | str | Path,
+        kind: str = "deploy",
+        *,
+        dark: bool | None = None,
+        **kw: Any,
     ) -> None:
-        super().__init__(dark=dark, **kw)
+        follow = dark is None
+        super().__init__(dark=ground.dark() if dark is None else dark, follow=follow, **kw)
         self.session: Session | None = None
         self.kind = kind
         self.disposed = False
         self._watchers: list[Any] = []
         self.observe(lambda _: self._node_chosen(), "selected")
         self.observe(lambda _: self._layer_chosen(), "layer")
+        self.observe(lambda _: self._repainted(), "dark")
         if isinstance(source, (str, Path)):
             self.url = model_url(source)
         else:
@@ -85,6 +96,12 @@ class NetronView(anywidget.AnyWidget):
             return
         # The same address with new contents must load again: Netron is told by a changed URL.
         self.url = f"{model_url(path)}&v={Path(path).stat().st_mtime_ns}"
+
+    def _repainted(self) -> None:
+        if self.follow:
+            ground.heard(self.dark)
+        if self.session is not None:
+            self._coloured()
 
     def _coloured(self) -> None:
         assert self.session is not None

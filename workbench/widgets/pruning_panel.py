@@ -47,9 +47,9 @@ class PruningPanel(SessionView):
     ``session.shrunk`` have what came of it.
     """
 
-    def __init__(self, session: Session, dark: bool = False) -> None:
+    def __init__(self, session: Session, dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self.measure = button(
             _("Measure sensitivity"), lambda: self.act(lambda: session.search_pruning(wait=False))
         )
@@ -70,7 +70,9 @@ class PruningPanel(SessionView):
         self.numbers = w.HTML()
         self.result = w.HTML()
         self._figures = self._build()
-        self.channels, self.heat = (figures.live(figure, dark=dark) for figure in self._figures)
+        self.channels, self.heat = (
+            figures.live(figure, dark=self.dark) for figure in self._figures
+        )
         # Hidden until something is measured, so that an empty panel does not look broken.
         self.details = w.VBox(
             [
@@ -158,7 +160,7 @@ class PruningPanel(SessionView):
         before, self._figures = self._figures, self._build()
         shown = (self.channels, self.heat)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
-            figures.replace(widget, old, new)
+            figures.replace(widget, old, new, dark=self.dark)
             widget.layout.height = new.layout.height
         if pruning is None or plan is None:
             words = [pruning_invitation()]

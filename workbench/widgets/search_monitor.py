@@ -32,9 +32,9 @@ class SearchMonitor(SessionView):
     Layers are pinned with ``session.pin``, two trials compared with ``session.compare``.
     """
 
-    def __init__(self, session: Session, max_loss: float = 0.005, dark: bool = False) -> None:
+    def __init__(self, session: Session, max_loss: float = 0.005, dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self.max_loss = w.BoundedFloatText(
             value=max_loss, min=0.0, max=1e9, step=0.001, description=_("max loss")
         )
@@ -55,7 +55,7 @@ class SearchMonitor(SessionView):
         self.cost.style.button_width = "auto"
         self._figures = self._build()
         self.chart, self.pareto, self.strip = (
-            figures.live(figure, dark=dark) for figure in self._figures
+            figures.live(figure, dark=self.dark) for figure in self._figures
         )
         titles = (
             _("Metric by trial"), _("Layers by sensitivity and the bracket"),
@@ -147,7 +147,7 @@ class SearchMonitor(SessionView):
         before, self._figures = self._figures, self._build()
         shown = (self.chart, self.pareto, self.strip)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
-            figures.replace(widget, old, new)
+            figures.replace(widget, old, new, dark=self.dark)
         self.trials.value = self._table()
 
     def _table(self) -> str:

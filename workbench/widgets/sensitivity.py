@@ -29,9 +29,9 @@ class SensitivityChart(SessionView):
 
     selected = traitlets.Unicode("")
 
-    def __init__(self, session: Session, quantity: str = "error", dark: bool = False) -> None:
+    def __init__(self, session: Session, quantity: str = "error", dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self.quantity = w.Dropdown(
             options=[(_(spec.title), key) for key, spec in QUANTITIES.items()],
             value=quantity,
@@ -52,7 +52,7 @@ class SensitivityChart(SessionView):
         self.threshold.layout.width = "180px"
         self.skip = button(_("Skip them"), self._skip)
         self._shown = self._build()
-        self.figure = figures.live(self._shown, dark=dark)
+        self.figure = figures.live(self._shown, dark=self.dark)
         self._bind()
         chart = Chart(self.figure, _("Chart of the layers"), session.project.name)
         controls = bar(self.quantity, self.order, self.threshold, self.skip)
@@ -82,7 +82,7 @@ class SensitivityChart(SessionView):
     def refresh(self) -> None:
         built = self._build()
         with self.mute():
-            figures.replace(self.figure, self._shown, built)
+            figures.replace(self.figure, self._shown, built, dark=self.dark)
         self._shown = built
         worse = len(below_threshold(self.session.layers, self.threshold.value))
         self.skip.description = (

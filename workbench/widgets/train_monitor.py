@@ -41,9 +41,9 @@ class TrainMonitor(SessionView):
     The clip bounds are those of the layers in ``layers`` (at most four are drawn).
     """
 
-    def __init__(self, session: Session, epochs: int = 2, dark: bool = False) -> None:
+    def __init__(self, session: Session, epochs: int = 2, dark: bool | None = None) -> None:
         self.session = session
-        self.dark = dark
+        self._dark = dark
         self.method = w.Dropdown(
             options=[(method_title(method), method) for method in METHODS], value=METHODS[0]
         )
@@ -66,7 +66,7 @@ class TrainMonitor(SessionView):
         self.masked.layout.width = "420px"
         self._figures = self._build()
         self.loss, self.metric, self.rate, self.clips, self.weight = (
-            figures.live(figure, dark=dark) for figure in self._figures
+            figures.live(figure, dark=self.dark) for figure in self._figures
         )
         titles = (
             _("Loss by step"), _("Metric by step"), _("Learning rate by step"),
@@ -168,7 +168,7 @@ class TrainMonitor(SessionView):
         before, self._figures = self._figures, self._build()
         shown = (self.loss, self.metric, self.rate, self.clips, self.weight)
         for widget, old, new in zip(shown, before, self._figures, strict=True):
-            figures.replace(widget, old, new)
+            figures.replace(widget, old, new, dark=self.dark)
         self.result.value = self._text()
 
     def _text(self) -> str:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as w
 
 from workbench.charts.spoken import error_text
+from workbench.charts.theme import DARK, LIGHT
 from workbench.engine.errors import WorkbenchError
+from workbench.widgets import ground
 from workbench.widgets.polling import clock
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ STYLE = """<style>
 .wb-num { text-align: right; }
 .wb-head { font-weight: 600; opacity: 0.75; }
 .wb-off { opacity: 0.5; }
-.wb-bad { color: #c8372d; font-weight: 600; line-height: 1.4; }
-.wb-good { color: #2e7d4f; font-weight: 600; }
+.wb-bad { font-weight: 600; line-height: 1.4; }
+.wb-good { font-weight: 600; }
 .wb-chart { position: relative; }
 .wb-chart-tools { display: flex; gap: 4px; height: 20px; align-items: center; }
 .wb-chart-title { font-size: 13px; font-weight: 600; margin-right: 8px; }
@@ -41,11 +43,19 @@ STYLE = """<style>
   white-space: nowrap; }
 .wb-script { max-height: 320px; overflow: auto; font-size: 12px; margin: 0; }
 .wb-name button, .wb-name { text-align: left; padding: 0 2px; background: transparent; }
-</style>"""
+"""
+STYLE += "".join(
+    f"{page} .wb-bad {{ color: {colours.bad}; }}\n{page} .wb-good {{ color: {colours.good}; }}\n"
+    for page, colours in ((":root", LIGHT), ('[data-jp-theme-light="false"]', DARK))
+)
+STYLE += "</style>"
 
 
 class SessionView(w.VBox):
     """A widget bound to a session; ``dispose()`` unbinds it and closes its parts."""
+
+    _dark: bool | None = False
+    """Of a view with charts; None: as the notebook is."""
 
     def __init__(self, session: Session, children: list[w.Widget], **kwargs: Any) -> None:
         self.session = session
@@ -56,6 +66,19 @@ class SessionView(w.VBox):
         self.trouble.layout.display = "none"
         super().__init__([w.HTML(STYLE), *children, self.trouble], **kwargs)
         clock(session).start()
+        ground.follow(self)
+
+    @property
+    def dark(self) -> bool:
+        """Whether charts are drawn for dark ground."""
+        return ground.dark() if self._dark is None else self._dark
+
+    def ground_changed(self) -> None:
+        if self._dark is None and not self.disposed:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Show the session as it is now."""
 
     def watch(self, callback: Callable[[], None], *names: str) -> None:
         """Call ``callback`` when one of the session's params ``names`` changes."""
@@ -108,6 +131,7 @@ class SessionView(w.VBox):
         if self.disposed:
             return
         self.disposed = True
+        ground.leave(self)
         for watcher in self._watchers:
             with contextlib.suppress(Exception):
                 self.session.param.unwatch(watcher)
