@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_variant_from_its_name_to_its_end(tab: LayersTab) -> None:
 
 def test_a_variant_of_another_model_says_so(tab: LayersTab, project: Project) -> None:
     tab.session.variants.save("old")
-    project.store.write_layers([layer(7)])
+    project.store.write_layers([layer(7)], project.source)
     tab.session.poll()
     press(tab.variants.use)
     assert "made for other layers" in tab.window.notice
@@ -218,7 +219,7 @@ def test_the_model_tab_counts_what_can_be_done_and_says_why_not(project: Project
         layers[1], type="AvgPool2d", weight_shape=(), parameters=0, name="pool", has_bias=False
     )
     shared = dataclasses.replace(layers[2], eligible=False, reason="its weight is shared")
-    project.store.write_layers([layers[0], pool, shared])
+    project.store.write_layers([layers[0], pool, shared], project.source)
     session = Session(project)
     found = obstacles(session)
     assert list(found["quantised"]) == [shared.name]
@@ -227,7 +228,24 @@ def test_the_model_tab_counts_what_can_be_done_and_says_why_not(project: Project
     assert text.count("its weight is shared") == 2
     assert "AvgPool2d cannot be trained for quantisation" in text
     assert "Layers that keep all their channels" in text
+
+
+def test_a_model_that_came_as_a_file_is_not_offered_to_training(tab: LayersTab) -> None:
+    project = tab.session.project
+    tab.session.variants.save("old")  # of a version that ticked what could not be trained
     project.update_settings(source=SourceSpec("onnx", "net.onnx"))
+    session = Session(Project.open(project.folder))
     reasons = obstacles(session)["trained"]
-    assert set(reasons) == {x.name for x in project.store.layers()}
-    assert "an ONNX file" in next(iter(reasons.values()))
+    assert set(reasons) == set(NAMES)
+    assert "an ONNX file cannot be trained" in next(iter(reasons.values()))
+    assert not session.layers["retrain_enable"].any()
+    assert session.variants.compare("old").loc["figure"].shape == (5, 2)
+    session.variants.use("old")
+    assert not session.can_undo, "nothing of it is new"
+    own = LayersTab(session, WindowState(selected=(NAMES[0],)))
+    assert "Open it from Python" in own.table.table.formatters["retrain_enable"].js_code
+    assert [c.label for c in own.bulk][:2] == ["Inspect", "act"]
+    own.table._clicked(SimpleNamespace(column="retrain_enable", row=0))
+    assert "an ONNX file cannot be trained. Open it from Python" in own.window.notice
+    own.dispose()
+    session.dispose()

@@ -11,7 +11,7 @@ import torch
 import warm
 from studio_models import make_data, make_net
 
-from workbench.engine.errors import MissingFile, WrongValue
+from workbench.engine.errors import MissingFile, WrongState, WrongValue
 from workbench.studio import DataSpec, Project, ProjectSettings, SourceSpec, open_session
 from workbench.studio.errors import JobFailed
 
@@ -39,6 +39,15 @@ def test_from_file_to_script(files: tuple[Path, Path], tmp_path: Path) -> None:
     session = open_session(model, data, project=tmp_path / "p", batch_size=8, threads=1)
     assert session.layers["name"].tolist() == ["conv1", "conv2", "fc"]
     assert session.layers["eligible"].all()
+    assert not session.layers["retrain_enable"].any()
+    for refused in (
+        lambda: session.toggle("fc", "retrain_enable"),
+        lambda: session.set_flag(["fc", "conv1"], True, "retrain_enable"),
+        lambda: setattr(session.config["fc"], "retrain_enable", True),
+        session.train,
+    ):
+        with pytest.raises(WrongState, match="file cannot be trained|pt2. cannot be trained"):
+            refused()
     session.toggle("conv2")
     session.name_graph(["image"], ["logits"], "n")
     session.export()

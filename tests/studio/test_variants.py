@@ -140,7 +140,7 @@ def test_a_variant_of_other_layers_is_refused_in_words(prepared: Callable[..., P
     session.variants.save("old")
     known = project.store.layers()
     renamed = dataclasses.replace(known[0], name="renamed")
-    project.store.write_layers([renamed, *known[1:], layer(7)])
+    project.store.write_layers([renamed, *known[1:], layer(7)], project.source)
     session.poll()
     before = configuration(session)
     with pytest.raises(WrongValue) as raised:

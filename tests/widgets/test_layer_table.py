@@ -9,6 +9,7 @@ import pytest
 from workbench.studio.project import Project
 from workbench.studio.pruning_state import store_pruning
 from workbench.studio.session import Session
+from workbench.studio.source_spec import SourceSpec
 from workbench.widgets import LayerTable, SensitivityChart
 
 NAME = 3  # after the boxes
@@ -199,4 +200,9 @@ def test_training_and_pruning_are_ticked_beside_quantising(folder: Path) -> None
     assert session.prune_ratios() == {"body.a": 0.4, "body.b": 0.4}
     table.undo.click()
     assert session.prune_ratios() == {"body.a": 0.4}
+    project.update_settings(source=SourceSpec("pt2", "net.pt2"))
+    other = Session(Project.open(folder))
+    train = LayerTable(other)._boxes[1].children[1]
+    assert train.disabled and "cannot be trained. Open it from Python" in train.tooltip
+    other.dispose()
     session.dispose()

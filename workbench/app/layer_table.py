@@ -41,12 +41,16 @@ TABLE = {
     "groupToggleElement": "header",
 }
 _TICK = """\
-(cell, on, off, label) => {
+(cell, on, off, label, never) => {
   const box = document.createElement("span");
   box.setAttribute("role", "checkbox");
   box.setAttribute("aria-label", label);
   box.setAttribute("aria-checked", String(Boolean(cell.getValue())));
   box.textContent = cell.getValue() ? on : off;
+  if (never) {
+    box.setAttribute("aria-disabled", "true");
+    box.title = never;
+  }
   return box;
 }"""
 # A long name loses its beginning (style.TABLE_CSS): its end tells neighbours apart.
@@ -204,9 +208,12 @@ def menu(column: str) -> dict[str, Any]:
     return {SHORT.get(str(value), str(value)): value for value in OPTIONS[column]}
 
 
-def tick(on: str, off: str, label: str) -> JSCode:
-    """Tabulator's formatter of a boolean: a check box, ``label`` is its name for screen readers."""
-    texts = ", ".join(json.dumps(text) for text in (on, off, label))
+def tick(on: str, off: str, label: str, never: str = "") -> JSCode:
+    """Tabulator's formatter of a boolean: a check box, ``label`` is its name for screen readers.
+
+    ``never``: why no box of the column can be ticked.
+    """
+    texts = ", ".join(json.dumps(text) for text in (on, off, label, never))
     return JSCode(f"(cell) => (({_TICK})(cell, {texts}))")
 
 
@@ -238,6 +245,11 @@ class LayerTable(View):
             editors[column] = {"type": "list", "values": values}
         editors[RATIO] = {"type": "number", "min": 0.01, "max": 0.99, "step": 0.05}
         self._whole = WholeLayers(session)
+        ticks = {c: tick("✓", "·", titles()[c]) for c in TICKS}
+        refusal = session.project.source.no_training
+        if refusal is not None:
+            never = f"{said(refusal.message)}. {said(refusal.hint)}"
+            ticks["retrain_enable"] = tick("✓", "—", titles()["retrain_enable"], never)
         self.table = pn.widgets.Tabulator(
             self._frame(),
             show_index=False,
@@ -249,8 +261,7 @@ class LayerTable(View):
             widths=WIDTHS,
             text_align=ALIGN,
             header_align=ALIGN,
-            formatters={c: tick("✓", "·", titles()[c]) for c in TICKS}
-            | {CHOSEN: tick("☑", "☐", _("select")), "name": WHOLE_NAME},
+            formatters=ticks | {CHOSEN: tick("☑", "☐", _("select")), "name": WHOLE_NAME},
             layout="fit_data_stretch",
             theme="materialize",
             configuration={**TABLE, "groupHeader": JSCode(_GROUP)},

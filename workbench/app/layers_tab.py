@@ -114,12 +114,13 @@ class LayersTab(View):
 
     def _fill_menus(self) -> None:
         """Only when layers are selected for the first time: the first paint is dear."""
+        trainable = self.session.project.source.trainable
         inspect = self._button(
             _("Inspect"), lambda: self.table.inspect(self.window.selected[0]), "outlined"
         )
         self.bulk = [
             inspect,
-            self._menu(_("train"), "retrain_enable"),
+            *([self._menu(_("train"), "retrain_enable")] if trainable else []),
             self._menu(_("act"), "act_algo"),
             self._menu(_("wts"), "wts_algo"),
             self._menu(_("act bits"), "act_bits"),

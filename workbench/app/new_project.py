@@ -36,11 +36,11 @@ from workbench.studio.project import (
     DataSpec,
     Project,
     ProjectSettings,
-    SourceSpec,
     TrainSpec,
     is_project,
     not_writable,
 )
+from workbench.studio.source_spec import SourceSpec
 from workbench.studio.trying import try_project
 
 METRICS = ("top1", "top5", "psnr", "cosine")

@@ -23,7 +23,6 @@ from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
 from workbench.charts.words import method_title
-from workbench.studio.abilities import no_training
 from workbench.studio.session import Session
 from workbench.studio.training_state import PLAIN, Curves, TrainingState
 
@@ -212,8 +211,8 @@ class TrainTab(View):
         return f" · {said(training.data)} · {said(training.loss)}"
 
     def _invitation(self) -> str:
-        if not self.session.project.source.trainable:
-            refusal = no_training(self.session.project.source)
+        refusal = self.session.project.source.no_training
+        if refusal is not None:
             return f"{said(refusal.message)}. {said(refusal.hint)}"
         layers = self.session.layers
         counts = {

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from workbench.engine.errors import WrongState
 from workbench.studio.columns import refusal
-from workbench.studio.project import FILE_SOURCES, SourceSpec
 from workbench.studio.pruning_words import WholeLayers
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
 
 ABILITIES = ("quantised", "trained", "pruned")
-
-
-def no_training(source: SourceSpec) -> WrongState:
-    """Why a model that came as a file is not trained, and what to do."""
-    return WrongState(
-        f"a model that was opened from {FILE_SOURCES[source.base.kind]} cannot be trained",
-        where="model",
-        hint="Open it from Python: wb.open(model, data=…, train=loader), or "
-        "package.module:factory. Quantisation without training works as it is.",
-    )
 
 
 def obstacles(session: Session) -> dict[str, dict[str, str]]:
@@ -33,13 +21,10 @@ def obstacles(session: Session) -> dict[str, dict[str, str]]:
     """
     layers = session.project.store.layers()
     source = session.project.source
-    trained = {x.name: refusal(x, "retrain_enable", True) for x in layers}
-    if not source.trainable:
-        trained = dict.fromkeys(trained, no_training(source).message)
     whole = WholeLayers(session).obstacles
     found = {
-        "quantised": {x.name: refusal(x, "quant_enable", True) for x in layers},
-        "trained": trained,
+        "quantised": {x.name: refusal(x, "quant_enable", True, source) for x in layers},
+        "trained": {x.name: refusal(x, "retrain_enable", True, source) for x in layers},
         "pruned": {x.name: whole.get(x.name, "") for x in layers},
     }
     return {

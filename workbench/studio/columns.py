@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from workbench.engine.errors import WrongType, WrongValue
 from workbench.engine.files.layer_rules import (
@@ -15,6 +16,9 @@ from workbench.engine.files.layer_rules import (
 from workbench.engine.files.retrain_rules import RETRAIN_TYPES
 from workbench.engine.flows.prune_layers import channel_obstacle
 from workbench.engine.graph.layers import LayerInfo
+
+if TYPE_CHECKING:
+    from workbench.studio.source_spec import SourceSpec
 
 FLAGS = ("quant_enable", "retrain_enable", "prune_enable")
 """Boolean columns that a click toggles."""
@@ -113,18 +117,29 @@ def _ratio(value: Any) -> float:
     return ratio
 
 
-def trainable(layer: LayerInfo) -> bool:
-    """Whether quantisation-aware training handles a layer."""
-    return layer.eligible and layer.type in RETRAIN_TYPES and layer.type not in RECURRENT
+def trainable(layer: LayerInfo, source: SourceSpec) -> bool:
+    """Whether quantisation-aware training handles a layer of a model of ``source``."""
+    return not refusal(layer, "retrain_enable", True, source)
 
 
-def refusal(layer: LayerInfo, column: str, value: Any) -> str:
-    """Why a layer cannot have ``value`` in ``column``; empty if it can."""
+def without_training(
+    columns: Mapping[str, Sequence[Any]], source: SourceSpec
+) -> Mapping[str, Sequence[Any]]:
+    """``columns`` of a model that cannot be trained say so, whichever version wrote them."""
+    if source.trainable:
+        return columns
+    return {**columns, "retrain_enable": [False] * len(columns["retrain_enable"])}
+
+
+def refusal(layer: LayerInfo, column: str, value: Any, source: SourceSpec) -> str:
+    """Why a layer of a model of ``source`` cannot have ``value`` in ``column``; empty if it can."""
     if column in PRUNE:
         return channel_obstacle(layer) if value else ""
+    if column == "retrain_enable" and value and source.no_training is not None:
+        return source.no_training.message
     if not layer.eligible:
         return layer.reason or "the layer cannot be quantised"
-    if column == "retrain_enable" and value and not trainable(layer):
+    if column == "retrain_enable" and value and not _in_retrain_rules(layer):
         return f"{layer.type} cannot be trained for quantisation; it stays float in a training"
     if column == "channel_wise" and value and not layer.channel_wise:
         return f"{layer.type} has one weight scale for all channels"
@@ -139,3 +154,7 @@ def refusal(layer: LayerInfo, column: str, value: Any) -> str:
     if column == "dmq" and value and not rules_for(layer).dmq:
         return f"{layer.type} has no channels to balance"
     return ""
+
+
+def _in_retrain_rules(layer: LayerInfo) -> bool:
+    return layer.type in RETRAIN_TYPES and layer.type not in RECURRENT

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.engine.errors import MissingFile, WrongType, WrongValue
 from workbench.studio.code import check_reference
-from workbench.studio.project import SourceSpec
+from workbench.studio.source_spec import SourceSpec
 
 
 @dataclass(frozen=True)

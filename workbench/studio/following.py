@@ -8,6 +8,7 @@ import pandas as pd
 
 from workbench.engine.errors import WrongValue
 from workbench.studio import edits, jobtable, results
+from workbench.studio.columns import without_training
 from workbench.studio.figures import Figures, Judged
 from workbench.studio.history import DELETIONS
 from workbench.studio.measurements import Measurement
@@ -39,6 +40,7 @@ class Follower:
 
     def __init__(self, project: Project) -> None:
         self._store = project.store
+        self._source = project.source
         self.figures = Figures(project)
         self._training = TrainingFollower(project)
         self.infos: list[LayerInfo] = []
@@ -80,7 +82,8 @@ class Follower:
 
     def _everything(self) -> dict[str, Any]:
         store = self._store
-        revision, columns = store.configuration()
+        revision, stored = store.configuration()
+        columns = without_training(stored, self._source)
         self.infos = store.layers()
         self.row_of = {layer.name: row for row, layer in enumerate(self.infos)}
         rows = store.measurements()

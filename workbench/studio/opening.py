@@ -23,13 +23,13 @@ from workbench.studio.project import (
     DataSpec,
     Project,
     ProjectSettings,
-    SourceSpec,
     TrainSpec,
     is_project,
     read_settings,
     safe_name,
 )
 from workbench.studio.session import Session
+from workbench.studio.source_spec import SourceSpec
 
 if TYPE_CHECKING:
     from torch import nn

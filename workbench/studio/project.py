@@ -17,11 +17,11 @@ from workbench.engine.errors import MissingFile, WorkbenchError, WrongType, Wron
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio.errors import NotWritable
 from workbench.studio.image_settings import ImageSettings, check_image_settings
+from workbench.studio.source_spec import SOURCE_KINDS, SourceSpec
 from workbench.studio.store import Store
 
 TOML_NAME = "project.toml"
 STORE_NAME = "project.sqlite"
-SOURCE_KINDS = ("zoo", "live", "python", "pt2", "onnx", "hf", "shrunk", "none")
 SHRINK_STEPS = ("prune", "decompose")
 DATA_KINDS = ("zoo", "stored", "npz", "folder", "python", "none")
 TRAIN_KINDS = ("zoo", "live", "npz", "folder", "python", "none")
@@ -40,38 +40,7 @@ MODEL_FILES: Mapping[str, tuple[str, str]] = {
 Named, not imported: a server that only shows tables never loads torch.
 """
 
-FILE_SOURCES = {"pt2": "an exported program (.pt2)", "onnx": "an ONNX file"}
-"""Kinds of source whose models cannot be trained."""
-
 _UNSAFE = re.compile(r"[^\w.\- ]+", re.UNICODE)
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """Where the model comes from: ``kind`` and a name, path or ``package.module:factory``.
-
-    A ``shrunk`` one has among its arguments the ``base`` that it was made of and the ``steps``.
-    """
-
-    kind: str = "none"
-    name: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    weights: str = ""
-
-    @property
-    def base(self) -> SourceSpec:
-        """The source of the model before any step: this one, unless it is a shrunk one."""
-        return SourceSpec(**self.arguments["base"]) if self.kind == "shrunk" else self
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """What was done to the base, one after the other: prune, decompose."""
-        return tuple(self.arguments["steps"]) if self.kind == "shrunk" else ()
-
-    @property
-    def trainable(self) -> bool:
-        """Whether the model can be trained; those that came as a file cannot."""
-        return self.base.kind not in FILE_SOURCES
 
 
 @dataclass(frozen=True)
@@ -108,7 +77,7 @@ class ProjectSettings:
     """
 
     name: str
-    source: SourceSpec = SourceSpec()
+    source: SourceSpec = field(default_factory=SourceSpec)
     data: DataSpec = DataSpec()
     metric: str = ""
     threads: int = 1
@@ -159,7 +128,9 @@ class Project:
         try:
             store = Store(path / STORE_NAME)
             if layers:
-                store.write_layers(layers, weight_ranges=weight_ranges, float_bytes=float_bytes)
+                store.write_layers(
+                    layers, settings.source, weight_ranges=weight_ranges, float_bytes=float_bytes
+                )
             write_whole(path / TOML_NAME, to_toml(settings))
         except OSError as error:
             if fresh:

@@ -234,8 +234,8 @@ class WholeLayers:
         session = self._session
         if session.names != self._known:
             self._known = session.names
-            layers = session.project.store.layers()
-            kinds = ((x.name, refusal(x, "prune_enable", True)) for x in layers)
+            layers, source = session.project.store.layers(), session.project.source
+            kinds = ((x.name, refusal(x, "prune_enable", True, source)) for x in layers)
             self._kinds = {name: reason for name, reason in kinds if reason}
         return {**self._kinds, **(session.pruning.blocked if session.pruning is not None else {})}
 

@@ -212,6 +212,9 @@ class Session(
 
     def _edit(self, names: Sequence[str], column: str, value: Any, label: str) -> None:
         value = checked(column, value)
+        no_training = self.project.source.no_training
+        if column == "retrain_enable" and value and no_training is not None:
+            raise no_training
         with self._lock:
             table = self.layers
             rows = list(dict.fromkeys(self.row(name) for name in names))
@@ -233,7 +236,7 @@ class Session(
     def _refusal(self, row: int, column: str, value: Any) -> str:
         layer = self._follower.infos[row]
         blocked = self.prune_obstacle(layer.name) if column in PRUNE and value else ""
-        return refusal(layer, column, value) or blocked
+        return refusal(layer, column, value, self.project.source) or blocked
 
     def _apply(self, column: str, rows: Sequence[int], values: Sequence[Any], label: str) -> None:
         table = self.layers
@@ -308,7 +311,7 @@ class Session(
         but ``ada_quantize``, which learns for ``ada_iterations`` steps. Error: ``WrongValue`` for
         a layer that cannot be quantised.
         """
-        reason = refusal(self._follower.infos[self.row(name)], "quant_enable", True)
+        reason = self._refusal(self.row(name), "quant_enable", True)
         if reason:
             raise WrongValue(f"{name}: {reason}", where="inspect", hint="Choose another layer.")
         chosen = None if algorithms is None else list(algorithms)

@@ -26,13 +26,13 @@ from workbench.studio.project import (
     DataSpec,
     Project,
     ProjectSettings,
-    SourceSpec,
     TrainSpec,
     not_writable,
     safe_name,
 )
 from workbench.studio.pruning_state import Shrunk, as_stored
 from workbench.studio.shrunk import FOLDER, WEIGHTS, step_file
+from workbench.studio.source_spec import SourceSpec
 from workbench.studio.tasks import Run
 
 if TYPE_CHECKING:

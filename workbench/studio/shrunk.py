@@ -18,7 +18,8 @@ from workbench.engine.flows.decompose import decompose_network
 from workbench.engine.flows.prune import rebuild_pruned
 from workbench.engine.graph.capture import capture
 from workbench.engine.graph.copying import copy_for_training
-from workbench.studio.project import TOML_NAME, SourceSpec, read_settings
+from workbench.studio.project import TOML_NAME, read_settings
+from workbench.studio.source_spec import SourceSpec
 
 FOLDER = "shrink"
 WEIGHTS = "weights.safetensors"

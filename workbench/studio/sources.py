@@ -23,8 +23,9 @@ from workbench.studio.expected import ExpectedInput, expected_of_file, expected_
 from workbench.studio.image_folder import ImageBatches, read_folder
 from workbench.studio.kept_weights import with_kept_weights
 from workbench.studio.metrics import Batch, Metric, Score
-from workbench.studio.project import MODEL_FILES, DataSpec, Project, SourceSpec
+from workbench.studio.project import MODEL_FILES, DataSpec, Project
 from workbench.studio.shrunk import shrunk_model
+from workbench.studio.source_spec import SourceSpec
 
 OFFERED = (
     "This version opens an example of workbench.zoo by name, a model object "

@@ -23,6 +23,7 @@ from workbench.studio.measurements import Measurement, read_measurements, write_
 
 if TYPE_CHECKING:
     from workbench.engine.analysis.cost import Cost
+    from workbench.studio.source_spec import SourceSpec
 
 SCHEMA_VERSION = 7
 
@@ -326,15 +327,16 @@ class Store:
     def write_layers(
         self,
         layers: Sequence[LayerInfo],
+        source: SourceSpec,
         *,
         weight_ranges: Mapping[str, float] | None = None,
         float_bytes: int = 0,
     ) -> None:
-        """Replace what is known of the model; ``layers`` in execution order.
+        """Replace what is known of the model of ``source``; ``layers`` in execution order.
 
         Measurements are dropped. If the layers are not the ones known before, the configuration
-        becomes the default one (every eligible layer quantised) and the stacks of undo and redo,
-        which speak of the old layers, become empty.
+        becomes the default one (every layer is quantised and trained that can be) and the stacks
+        of undo and redo, which speak of the old layers, become empty.
         """
         ranges = weight_ranges or {}
         same = [(x.name, x.type, x.eligible) for x in self.layers()] == [
@@ -369,7 +371,7 @@ class Store:
                     (
                         i,
                         int(layer.eligible),
-                        int(trainable(layer)),
+                        int(trainable(layer, source)),
                         int(layer.channel_wise and layer.eligible),
                     )
                     for i, layer in enumerate(layers)

@@ -105,6 +105,7 @@ def ensure_open(workspace: Workspace, report: Reporter) -> None:
         size = sum(p.numel() * p.element_size() for p in source.model.parameters())
         store.write_layers(
             layers,
+            workspace.project.source,
             weight_ranges={name: value for name, value in ranges.items() if value is not None},
             float_bytes=size,
         )

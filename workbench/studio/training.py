@@ -20,7 +20,6 @@ from workbench.engine.flows.training_checkpoint import remove_checkpoints
 from workbench.engine.flows.training_recipe import soft_cross_entropy
 from workbench.engine.flows.training_settings import TrainingSettings
 from workbench.engine.graph.capture import copy_model
-from workbench.studio.abilities import no_training
 from workbench.studio.code import load_object
 from workbench.studio.masks import masks_file
 from workbench.studio.sources import base_model
@@ -85,7 +84,6 @@ def train(run: Run) -> None:
     run.report.stages(7, longest=5)
     ensure_open(run.workspace, run.report)
     project = run.workspace.project
-    _require_source(run)
     flow = flow_of(run, method)
     if method in QUANTISING:
         require_eligible(run.workspace)
@@ -131,12 +129,6 @@ def train(run: Run) -> None:
         "seconds": seconds,
     }
     run.store.put(**{KEY: facts})
-
-
-def _require_source(run: Run) -> None:
-    source = run.workspace.project.source
-    if not source.trainable:
-        raise no_training(source)
 
 
 def _begin(

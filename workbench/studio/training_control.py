@@ -87,10 +87,15 @@ class TrainingControl:
 
         Checkpoints are kept in the project: a training that was stopped, or whose process was
         killed, goes on with ``resume_training``, to the same result.
+
+        Errors: ``WrongState`` for a model that was opened from a ``.pt2`` or ONNX file.
         """
         from workbench.studio.compression_config import compression_for
         from workbench.studio.training import settings_of
 
+        no_training = self.project.source.no_training
+        if no_training is not None:
+            raise no_training
         _check_counts(batch_size, samples)
         named = {
             "sparsity": sparsity, "update_freq": update_freq, "prune_ratio": prune_ratio,

@@ -104,7 +104,7 @@ def _arguments(asked: Mapping[str, Any]) -> list[str]:
 
 def _flag_lines(project: Project, table: pd.DataFrame) -> list[str]:
     rows = project.store.connection.execute("SELECT info FROM layers ORDER BY idx").fetchall()
-    usual = [trainable(layer_from_json(row[0])) for row in rows]
+    usual = [trainable(layer_from_json(row[0]), project.source) for row in rows]
     off = [
         str(name)
         for name, on, by_default in zip(table["name"], table["retrain_enable"], usual, strict=True)

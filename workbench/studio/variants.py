@@ -17,9 +17,17 @@ from typing import Any
 from workbench.charts.text import N_
 from workbench.engine.errors import WorkbenchError, WrongType, WrongValue
 from workbench.engine.graph.layers import LayerInfo
-from workbench.studio.columns import DEFAULT_RATIO, EDITABLE, checked, refusal, trainable
+from workbench.studio.columns import (
+    DEFAULT_RATIO,
+    EDITABLE,
+    checked,
+    refusal,
+    trainable,
+    without_training,
+)
 from workbench.studio.format_choices import ANY, check_way
 from workbench.studio.ptq import generated_columns
+from workbench.studio.source_spec import SourceSpec
 from workbench.studio.store import Store, put_meta
 
 KEY = "variants"
@@ -133,8 +141,10 @@ def delete_variant(store: Store, name: str) -> None:
         _publish(connection)
 
 
-def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Variant:
-    """A variant, checked against the project's layers; values in the order of ``layers``.
+def read_variant(
+    store: Store, name: str, layers: Sequence[LayerInfo], source: SourceSpec
+) -> Variant:
+    """A variant, checked against the project's layers and source; values as ``layers`` are.
 
     Errors: ``WrongValue`` for an unknown name, for a variant of other layers, and for values that
     these layers do not allow, all of them in one message.
@@ -146,7 +156,8 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
     try:
         facts = json.loads(text)
         own = [str(layer) for layer in facts["layers"]]
-        given = {column: list(facts["columns"][column]) for column in EDITABLE}
+        written = {column: list(facts["columns"][column]) for column in EDITABLE}
+        given = without_training(written, source)
         ways = None if facts.get("ways") is None else dict(facts["ways"])
         if any(len(values) != len(own) for values in given.values()):
             raise ValueError("columns of different lengths")
@@ -158,7 +169,7 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
         ) from error
     _require_same_layers(name, own, [layer.name for layer in layers])
     place = {layer: row for row, layer in enumerate(own)}
-    usual = usual_columns(layers)
+    usual = usual_columns(layers, source)
     columns: dict[str, tuple[Any, ...]] = {}
     problems: list[str] = []
     for column in EDITABLE:
@@ -167,7 +178,9 @@ def read_variant(store: Store, name: str, layers: Sequence[LayerInfo]) -> Varian
             value = given[column][place[layer.name]]
             try:
                 value = checked(column, value)
-                reason = "" if value == usual[column][row] else refusal(layer, column, value)
+                reason = (
+                    "" if value == usual[column][row] else refusal(layer, column, value, source)
+                )
             except WorkbenchError as error:
                 reason = f"{column}: {error.message}"
             if reason:
@@ -197,12 +210,12 @@ def _wrong_ways(ways: Mapping[Any, Any], layers: Sequence[LayerInfo]) -> list[st
     return found
 
 
-def usual_columns(layers: Sequence[LayerInfo]) -> dict[str, list[Any]]:
+def usual_columns(layers: Sequence[LayerInfo], source: SourceSpec) -> dict[str, list[Any]]:
     """The configuration of a project that nobody has edited, by column and row."""
     return {
         **generated_columns(layers),
         "quant_enable": [layer.eligible for layer in layers],
-        "retrain_enable": [trainable(layer) for layer in layers],
+        "retrain_enable": [trainable(layer, source) for layer in layers],
         "prune_enable": [False] * len(layers),
         "prune_ratio": [DEFAULT_RATIO] * len(layers),
     }

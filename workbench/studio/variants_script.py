@@ -32,7 +32,7 @@ def variant_lines(project: Project, table: pd.DataFrame, lines_of: Lines) -> lis
     taken: set[str] = set()
     for one in kept:
         try:
-            found = variants.read_variant(project.store, one.name, layers)
+            found = variants.read_variant(project.store, one.name, layers, project.source)
         except WorkbenchError:
             continue
         name = _free(safe_name(one.name, default="variant"), taken)

@@ -160,10 +160,15 @@ class VariantsView:
         with self._session._lock:
             return self._judged(self._cells(name))[0]
 
+    def _variant(self, name: str) -> variants.Variant:
+        project = self._session.project
+        layers = self._session._follower.infos
+        return variants.read_variant(project.store, name, layers, project.source)
+
     def _cells(self, name: str) -> Cells:
         """What of the configuration a variant would change."""
         session = self._session
-        variant = variants.read_variant(session.project.store, name, session._follower.infos)
+        variant = self._variant(name)
         cells: Cells = {}
         for column in EDITABLE:
             now, wanted = session.layers[column].tolist(), variant.columns[column]
@@ -177,7 +182,7 @@ class VariantsView:
         session = self._session
         if name is None:
             return session.ways
-        variant = variants.read_variant(session.project.store, name, session._follower.infos)
+        variant = self._variant(name)
         return session.ways if variant.ways is None else variant.ways
 
     def _judged(self, cells: Cells) -> tuple[pd.DataFrame, Judged]:
@@ -189,8 +194,8 @@ class VariantsView:
             nothing: dict[str, Any] = dict.fromkeys(FIGURES, float("nan"))
             return nothing | {"float_layers": [], "settings": {}, "other": _with_ways({}, ways)}
         table, judged = self._judged(cells)
-        infos = self._session._follower.infos
-        columns, usual = ptq.columns_of(table), variants.usual_columns(infos)
+        infos, source = self._session._follower.infos, self._session.project.source
+        columns, usual = ptq.columns_of(table), variants.usual_columns(infos, source)
         changed: dict[str, dict[str, dict[str, Any]]] = {"settings": {}, "other": {}}
         for kind, names in (("settings", SETTINGS), ("other", OTHER)):
             for row, layer in enumerate(infos):

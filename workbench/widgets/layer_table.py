@@ -304,12 +304,15 @@ class LayerTable(SessionView):
             "retrain_enable": _("train {layer}"),
             "prune_enable": _("prune {layer}"),
         }
+        never = self.session.project.source.no_training
         for tick, column in zip(ticks, TICKS, strict=True):
             tick.value = bool(getattr(row, column))
             tick.tooltip = tips[column].format(layer=row.name)
             can = (
                 row.name not in self._whole.obstacles if column == "prune_enable" else row.eligible
             )
+            if column == "retrain_enable" and never is not None:
+                can, tick.tooltip = False, f"{said(never.message)}. {said(never.hint)}"
             tick.disabled = not can and not tick.value
         name.description = str(row.name)
         name.tooltip = str(row.name)
