@@ -8,11 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from workbench.engine.analysis.cost import Cost
 from workbench.netron_server import resolve
 from workbench.studio import ErrorText, ExportedFile, ExportResult, ParityLine, jobtable
 from workbench.studio.session import Session
-from workbench.widgets import ExportPanel, JobBar, NetronView, SearchMonitor, Workbench
+from workbench.widgets import (
+    ExportPanel,
+    JobBar,
+    NetronView,
+    SearchMonitor,
+    Workbench,
+    show_jobs,
+)
 from workbench.widgets.polling import clock
 
 
@@ -48,6 +57,7 @@ def test_the_job_bar_follows_a_job_to_its_end(session: Session) -> None:
     assert bar.line.layout.display == "none"
     job = run(session, "analyse", 50, "layer <1>")
     assert (bar.line.layout.display, bar.bar.value, bar.bar.max) == ("", 50, 200)
+    assert bar.bar.layout.display == ""
     assert "25 %" in bar.label.value
     assert "layer &lt;1&gt;" in bar.label.value
     assert bar.cancel.layout.display == ""
@@ -131,6 +141,7 @@ def test_a_search_is_paused_resumed_and_its_best_accepted(session: Session) -> N
 
 
 def test_trials_stand_at_their_cost(session: Session) -> None:
+    session.project.store.put(figures={"metric_name": "top-1"})
     monitor = SearchMonitor(session)
     names = session.layers["name"].tolist()
     trial(session, 1, names[:1], 0.9)
@@ -143,6 +154,7 @@ def test_trials_stand_at_their_cost(session: Session) -> None:
     monitor.cost.value = "bops"
     assert xs() == {2000.0}
     assert "25 %" in monitor.trials.value
+    assert "<td>0.50 %</td>" in monitor.trials.value  # what it lost, as the metric beside it
     session.project.store.put(ranking=names[:4])
     session.pin(names[1], False)
     held = [trace for trace in monitor.strip.data if trace.name == "pinned, stays float"]
@@ -197,8 +209,15 @@ def test_disposing_leaves_nothing(
     assert count_watchers(session) == before
 
 
-def test_the_clock_ticks_while_a_view_is_open(session: Session, folder: Path) -> None:
+def test_the_clock_ticks_while_a_view_is_open(
+    session: Session, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from workbench.studio.project import Project
+
+    displayed: list[object] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    monkeypatch.setattr("workbench.widgets.job_bar._in_a_cell", lambda: True)
+    show_jobs(session)
 
     async def story() -> None:
         bar = JobBar(session)
@@ -211,6 +230,20 @@ def test_the_clock_ticks_while_a_view_is_open(session: Session, folder: Path) ->
             if not session.layers["quant_enable"][0]:
                 break
         assert not session.layers["quant_enable"][0]
+        # A job that the clock finds has no cell that waits for it, and no bar of its own.
+        job = jobtable.submit(other.project.store, "analyse", {}, runner="thread")
+        jobtable.claim(other.project.store, job, runner="thread")
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            if session.job is not None:
+                break
+        assert session.job is not None and session.job.active
+        assert displayed == []
+        jobtable.finish(other.project.store, job, "finished")
+        job = jobtable.submit(other.project.store, "analyse", {}, runner="thread")
+        jobtable.claim(other.project.store, job, runner="thread")
+        session.poll()
+        assert [type(shown) for shown in displayed] == [JobBar]
         bar.dispose()
         assert clock(session).running
         second.dispose()

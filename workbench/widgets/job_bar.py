@@ -12,6 +12,7 @@ from workbench.charts.spoken import said
 from workbench.charts.text import _
 from workbench.charts.words import job_state, job_title
 from workbench.studio.state import JOB_KINDS
+from workbench.widgets.polling import clock
 from workbench.widgets.view import SessionView, button
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class JobBar(SessionView):
             return
         active = job.active
         self.line.layout.display = ""
+        # A search does not know how many trials it takes: a bar that never moves looks stuck.
+        self.bar.layout.display = "none" if active and not job.total else ""
         self.bar.max = max(job.total, 1)
         self.bar.value = self.bar.max if job.state == "finished" else min(job.done, self.bar.max)
         self.bar.bar_style = {
@@ -83,7 +86,8 @@ def show_jobs(session: Session) -> None:
         if job is None:
             return
         if job.active:
-            if state["id"] != job.id and _in_a_cell():
+            # The clock runs on behalf of the cell that started it, which is long over.
+            if state["id"] != job.id and _in_a_cell() and not clock(session).ticking:
                 from IPython.display import display
 
                 state["id"] = job.id

@@ -26,6 +26,8 @@ class Clock:
         self._session = weakref.ref(session)
         self._users = 0
         self._task: asyncio.Task[None] | None = None
+        self.ticking = False
+        """Whether what the session tells now was found by this clock, not by a cell that waits."""
 
     @property
     def running(self) -> bool:
@@ -52,6 +54,7 @@ class Clock:
             session = self._session()
             if session is None:
                 return
+            self.ticking = True
             try:
                 session.poll()
                 failures = 0
@@ -60,6 +63,8 @@ class Clock:
                 logger.exception("the session could not be asked for news (%d)", failures)
                 if failures == 5:
                     return
+            finally:
+                self.ticking = False
             del session
             await asyncio.sleep(INTERVAL)
 

@@ -169,7 +169,7 @@ class SearchMonitor(SessionView):
             lines.append(
                 f"<tr><td>{row.trial}</td><td>{html.escape(kind)}</td>"
                 f"<td>{row.n_float}</td><td>{formats.metric(metric, name)}</td>"
-                f"<td>{formats.exact(row.loss)}</td><td>{formats.size(row.size)}</td>"
+                f"<td>{formats.loss(float(row.loss), name)}</td><td>{formats.size(row.size)}</td>"
                 f"<td>{formats.bit_operations(row.bops)}</td><td>{how}</td><td>{verdict}</td></tr>"
             )
         titles = (
