@@ -224,7 +224,10 @@ def test_the_model_tab_counts_what_can_be_done_and_says_why_not(project: Project
     found = obstacles(session)
     assert list(found["quantised"]) == [shared.name]
     assert list(found["trained"]) == ["pool", shared.name]
+    project.store.put(figures={"notices": ["one <b>"], "train_notices": ["two"]})
+    session.poll()
     text = model_summary(session.layers, session.summary, found)
+    assert text.index("one &lt;b&gt;") < text.index("two") < text.index("AvgPool2d")
     assert text.count("its weight is shared") == 2
     assert "AvgPool2d cannot be trained for quantisation" in text
     assert "Layers that keep all their channels" in text

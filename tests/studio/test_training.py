@@ -236,17 +236,25 @@ def test_without_labels_it_learns_from_the_float_outputs(tmp_path: Path) -> None
     session.dispose()
 
 
-def test_training_data_from_an_npz(tmp_path: Path) -> None:
+def test_training_data_from_an_npz(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     batches = make_training(4)
-    arrays = {"x": torch.cat([x for x, _ in batches]), "labels": torch.cat([y for _, y in batches])}
-    np.savez(tmp_path / "train.npz", **{name: part.numpy() for name, part in arrays.items()})
+    x, labels = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
+    np.savez(tmp_path / "train.npz", pixels=x, labels=labels)
     session = open_live(tmp_path / "p", train=str(tmp_path / "train.npz"))
+    (notice,) = session.summary.notices
+    assert notice.startswith("train.npz: the array pixels is taken as the input")
+    assert notice in caplog.text
     assert Project.open(tmp_path / "p").settings.train.kind == "npz"
     session.train(epochs=1, batch_size=8, samples=16)
     assert session.training is not None
     assert session.training.steps == 2
     assert session.training.data == "train.npz, 32 samples, 2 batches an epoch"
+    assert session.summary.notices == (notice,), "a job does not take it away"
     session.dispose()
+    np.savez(tmp_path / "named.npz", x=x, labels=labels)
+    again = open_live(tmp_path / "p", train=str(tmp_path / "named.npz"))
+    assert again.summary.notices == ()
+    again.dispose()
 
 
 def test_an_epoch_of_samples_in_memory() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import panel as pn
 import panel_material_ui as pmui
 
-from workbench.app.html import ThemedHTML, escape
+from workbench.app.html import ThemedHTML, escape, notice
 from workbench.app.i18n import _, ngettext, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.plot import Plot
@@ -61,7 +61,8 @@ def model_summary(
     text = (
         f'<h2 class="wb">{escape(summary.model or _("Model"))}</h2>'
         f'<p class="wb-muted">{escape(said(summary.data))}</p>'
-        f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{"".join(cells)}</tbody></table>'
+        + "".join(notice(said(text)) for text in summary.notices)
+        + f'<table class="wb"><thead><tr>{head}</tr></thead><tbody>{"".join(cells)}</tbody></table>'
     )
     if not obstacles["quantised"]:
         text += f'<p class="wb-good">✓ {escape(_("Every layer can be quantised."))}</p>'

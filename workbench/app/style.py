@@ -186,6 +186,8 @@ pre.wb { background: var(--wb-bar); border: 1px solid var(--wb-grid); border-rad
 details summary { cursor: pointer; color: var(--wb-muted); }
 .wb-notice { border-left: 3px solid var(--wb-bad); background: var(--wb-bar); padding: 8px 12px; }
 .wb-info { border-left: 3px solid var(--wb-accent); background: var(--wb-bar); padding: 8px 12px; }
+.wb-info + .wb-info { margin-top: 6px; }
+.wb-info + table.wb { margin-top: 10px; }
 .wb-empty { color: var(--wb-muted); padding: 18px 0; }
 iframe.wb { border: 1px solid var(--wb-grid); border-radius: 4px; width: 100%; height: 100%; }
 """

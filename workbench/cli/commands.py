@@ -144,6 +144,7 @@ def _summary(session: Session) -> Result:
         "bit_operations": summary.bops_current,
         "quantised": summary.quantized,
         "layers": summary.eligible,
+        "notices": list(summary.notices),
     }
 
 

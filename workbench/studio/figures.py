@@ -21,6 +21,9 @@ from workbench.studio.state import NAN, Summary
 if TYPE_CHECKING:
     from workbench.engine.files.config import QuantConfig
 
+TRAIN_NOTICES = "train_notices"
+"""What is to be known of the training data, among what a project keeps of its model and data."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -162,6 +165,7 @@ class Figures:
             bops_current=bops,
             quantized=0 if empty else int((table["quant_enable"] & table["eligible"]).sum()),
             eligible=0 if empty else int(table["eligible"].sum()),
+            notices=tuple(map(str, (*known.get("notices", ()), *known.get(TRAIN_NOTICES, ())))),
         )
 
     @property

@@ -14,6 +14,7 @@ from workbench.studio import jobtable
 from workbench.studio.code import load_object
 from workbench.studio.errors import JobFailed
 from workbench.studio.factory import Factory
+from workbench.studio.figures import TRAIN_NOTICES
 from workbench.studio.image_folder import ImageFolder
 from workbench.studio.jobs import JobManager, ThreadManager, WorkerManager
 from workbench.studio.metrics import check_name
@@ -126,6 +127,8 @@ def open_session(
                 if not session.without_graph:
                     raise
                 log.warning("%s", error)
+            for notice in session.summary.notices:
+                log.warning("%s", notice)
     return session
 
 
@@ -412,6 +415,9 @@ def _update(opened: Project, settings: ProjectSettings) -> None:
         changes["metric"] = settings.metric
     if changes and not opened.read_only:
         opened.update_settings(**changes)
+        if "train" in changes:
+            known = opened.store.get("figures") or {}
+            opened.store.put(figures={**known, TRAIN_NOTICES: []})
         if "metric" in changes:
             opened.store.forget_results()
 

@@ -226,6 +226,13 @@ class Project:
         write_whole(self.folder / TOML_NAME, to_toml(settings))
         self.settings = settings
 
+    def read_again(self) -> ProjectSettings:
+        """The settings as ``project.toml`` has them now; as they were where it is gone."""
+        path = self.folder / TOML_NAME
+        if path.is_file():
+            self.settings = read_settings(path)
+        return self.settings
+
     def close(self) -> None:
         self.store.close()
 

@@ -53,8 +53,10 @@ def run_job(workspace: Workspace, job: int, kind: str, args: Mapping[str, Any]) 
     state, error = "finished", None
     with Heart(store, job, cancel, reporter):
         try:
-            with workspace.lock, threads(workspace.project.settings.threads):
-                TASKS[kind](Run(workspace, job, args, reporter, cancel))
+            with workspace.lock:
+                workspace.follow_settings()
+                with threads(workspace.project.settings.threads):
+                    TASKS[kind](Run(workspace, job, args, reporter, cancel))
         except Cancelled:
             state = "cancelled"
         except Exception as problem:  # a job must end in the table, not in a stack trace

@@ -37,7 +37,7 @@ class Summary:
 
     ``metric_current`` is a prediction when ``metric_is_prediction``. Sizes are bytes of parameters
     at their stored width, bit-operations are MACs × activation bits × weight bits for one sample;
-    floats are NaN until known.
+    floats are NaN until known. ``notices``: what is to be known of the model and its data.
     """
 
     model: str = ""
@@ -52,6 +52,7 @@ class Summary:
     bops_current: float = NAN
     quantized: int = 0
     eligible: int = 0
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

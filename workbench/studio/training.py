@@ -30,7 +30,7 @@ from workbench.studio.tasks import (
     left_float,
     require_eligible,
 )
-from workbench.studio.training_data import TrainingData, training_data
+from workbench.studio.training_data import TrainingData, keep_notices, training_data
 from workbench.studio.training_script import columns_hash
 from workbench.studio.training_state import COMPRESSING, KEY, QUANTISING, groups_file
 
@@ -94,8 +94,9 @@ def train(run: Run) -> None:
         batch_size=int(asked.get("batch_size") or project.settings.data.batch_size),
     )  # fmt: skip
     data = data.limited(int(asked.get("samples") or 0))
-    if data.notice:
-        run.report(Notice(data.notice))
+    for notice in data.notices:
+        run.report(Notice(notice))
+    keep_notices(project, data)
     loss, words = _loss_for(run, flow, asked, data)
     text = flow.write_config()
     facts = _begin(run, asked, resume, flow, data, words)

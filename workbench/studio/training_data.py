@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workbench.engine.errors import WrongState, WrongType, WrongValue
 from workbench.studio.batches import read_npz, to_batch
 from workbench.studio.code import load_object
+from workbench.studio.figures import TRAIN_NOTICES
 from workbench.studio.image_folder import ImageBatches, ImageFolder, list_pictures
 from workbench.studio.metrics import Batch
 from workbench.studio.project import DataSpec, Project
@@ -31,7 +32,7 @@ class TrainingData:
 
     loader: Any
     title: str
-    notice: str = ""
+    notices: tuple[str, ...] = ()
 
     def first(self) -> Item:
         """The first batch; ``WrongValue`` for a loader that yields nothing."""
@@ -245,7 +246,8 @@ def training_data(
 
         path = project.folder / Path(spec.name).expanduser()
         found = read_npz(path, input_names(model), DataSpec(batch_size=batch_size))
-        return _counted(Shuffled(found.evaluation, batch_size, seed), path.name)
+        data = _counted(Shuffled(found.evaluation, batch_size, seed), path.name)
+        return replace(data, notices=tuple(found.notices))
     if spec.kind == "folder":
         pictures = _pictures_of(project, model, batch_size)
         return _counted(Pictures(pictures, batch_size, seed), pictures.title)
@@ -255,12 +257,18 @@ def training_data(
         name = spec.name or source.name
         return _counted(ZooLoader(name, batch_size, seed), "digits, training split")
     loader = Shuffled([Batch(inputs) for inputs in calibration], batch_size, seed)
-    return TrainingData(
-        loader,
-        f"{loader.samples} calibration samples",
+    notice = (
         f"No training data was given: the training learns from the {loader.samples} calibration "
-        "samples. wb.open(…, train=loader) gives it more.",
+        "samples. wb.open(…, train=loader) gives it more."
     )
+    return TrainingData(loader, f"{loader.samples} calibration samples", (notice,))
+
+
+def keep_notices(project: Project, data: TrainingData) -> None:
+    """What is to be known of the training data stands beside what is known of the other."""
+    known = project.store.get("figures") or {}
+    if list(known.get(TRAIN_NOTICES, ())) != list(data.notices):
+        project.store.put(figures={**known, TRAIN_NOTICES: list(data.notices)})
 
 
 def try_training_files(project: Project, source: LoadedSource) -> None:
@@ -273,8 +281,10 @@ def try_training_files(project: Project, source: LoadedSource) -> None:
     if project.settings.train.kind not in ("npz", "folder"):
         return
     model = source.model
-    inputs, _target = training_data(project, model, (), live=None, batch_size=2).first()
+    data = training_data(project, model, (), live=None, batch_size=2)
+    inputs, _target = data.first()
     try_one_batch(source, expected_inputs(project, model), batch=inputs, where="training data")
+    keep_notices(project, data)
 
 
 def _pictures_of(project: Project, model: nn.Module, batch_size: int) -> ImageBatches:

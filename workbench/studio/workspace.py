@@ -75,6 +75,13 @@ class Workspace:
             self.live = live
             self.forget_model()
 
+    def follow_settings(self) -> None:
+        """Take up what another session, here or in another process, has given the project since."""
+        old = self.project.settings
+        new = self.project.read_again()
+        if (new.source, new.data, new.metric) != (old.source, old.data, old.metric):
+            self.forget_model()
+
     def forget_model(self) -> None:
         """The project's model is another one now; it is loaded again when it is needed."""
         self._source = self._captured = self._digest = None

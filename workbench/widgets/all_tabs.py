@@ -117,4 +117,6 @@ def summary_html(summary: Summary) -> str:
         f"<b>{formats.bit_operations(summary.bops_current)}</b>",
         _("{n} of {m} layers quantised").format(n=summary.quantized, m=summary.eligible),
     ]
-    return f'<div class="wb-note">{" · ".join(part for part in parts if part)}</div>'
+    lines = [" · ".join(part for part in parts if part)]
+    lines += [html.escape(said(text)) for text in summary.notices]
+    return "".join(f'<div class="wb-note">{line}</div>' for line in lines)
