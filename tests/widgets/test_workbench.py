@@ -244,6 +244,8 @@ def test_the_clock_ticks_while_a_view_is_open(
         jobtable.claim(other.project.store, job, runner="thread")
         session.poll()
         assert [type(shown) for shown in displayed] == [JobBar]
+        jobtable.finish(other.project.store, job, "finished")
+        session.poll()
         bar.dispose()
         assert clock(session).running
         second.dispose()
