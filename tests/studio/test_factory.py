@@ -53,20 +53,27 @@ def test_arguments_and_weights_reach_the_model_and_the_script(
     for again in (folder, Factory(NET, {"classes": 3}, weights)):
         with pytest.raises(WrongValue, match="seed is 7; the project in .* was made with 0"):
             open_session(again, project=folder, seed=7, wait=False)
+        with pytest.raises(WrongValue, match="threads is 0; allowed: 1 to"):
+            open_session(again, project=folder, threads=0, wait=False)
+        stored = Project.open(folder).settings.threads
+        for threads in (stored + 1, None):
+            open_session(again, project=folder, threads=threads, wait=False).dispose()
+            assert Project.open(folder).settings.threads == stored + 1
+        open_session(again, project=folder, threads=stored, wait=False).dispose()
     with pytest.raises(WrongValue):
         open_session(Factory(NET, {"classes": 4}, weights), DATA, project=folder)
 
 
 def test_what_is_no_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WrongValue, match="is not of the form"):
-        Factory("digits-resnet").spec  # noqa: B018
+        open_session(Factory("digits-resnet"), DATA, project=tmp_path / "p")
     with pytest.raises(WrongType, match="a mapping of names"):
         Factory(NET, {"not a name": 1}).spec  # noqa: B018
     with pytest.raises(MissingFile, match="no such file"):
         Factory(NET, weights=tmp_path / "gone.safetensors").spec  # noqa: B018
     monkeypatch.delenv("WORKBENCH_ALLOW_CODE")
     with pytest.raises(CodeNotAllowed):
-        Factory(NET).spec  # noqa: B018
+        open_session(Factory(NET), DATA, project=tmp_path / "p")
 
 
 def test_arguments_are_a_json_object(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,7 @@ def new_project(
     kept = Path("files")
     names: list[str] = []
     if isinstance(model, Factory):
+        check_reference(model.name, what="source")
         source = model.spec
     elif model in offered_networks():
         source = SourceSpec("hf", str(files_folder().resolve() / model))

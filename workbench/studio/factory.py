@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engine.errors import MissingFile, WrongType, WrongValue
-from workbench.studio.code import check_reference
 from workbench.studio.source_spec import SourceSpec
 
 
@@ -33,12 +32,11 @@ class Factory:
 
     @property
     def spec(self) -> SourceSpec:
-        """What a project keeps of it.
+        """What a project keeps of it; its name is checked where it is loaded or asked for.
 
-        Errors: ``CodeNotAllowed``; ``WrongValue`` for a name of another form; ``WrongType`` for
-        arguments that are no mapping of texts or cannot be kept; ``MissingFile``.
+        Errors: ``WrongType`` for arguments that are no mapping of texts or cannot be kept;
+        ``MissingFile``.
         """
-        check_reference(self.name, what="source")
         if not isinstance(self.arguments, Mapping) or not all(
             isinstance(key, str) and key.isidentifier() for key in self.arguments
         ):

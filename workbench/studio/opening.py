@@ -9,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.engine.errors import MissingFile, WrongState, WrongType, WrongValue
+from workbench.engine.errors import (
+    MissingFile,
+    WorkbenchError,
+    WrongState,
+    WrongType,
+    WrongValue,
+)
 from workbench.studio import jobtable
 from workbench.studio.code import load_object
 from workbench.studio.errors import JobFailed
@@ -76,7 +82,8 @@ def open_session(
     ``in_process``: jobs run in a thread here; otherwise in the project's worker process, and a
     session returns at once while its layers follow. ``wait``: for the layers (default: in_process).
 
-    ``seed``: of a new project (default 0); one that exists keeps its own.
+    ``seed``: of a new project (default 0); one that exists keeps its own. ``threads`` of torch in
+    the project's jobs and in its script: another number counts from then on.
 
     A model that runs but has no graph (``torch.export`` refuses it) is opened with a warning: its
     modules can be quantised (``compare_formats``, ``quantize_modules``), and nothing else.
@@ -95,6 +102,8 @@ def open_session(
         opened = Project.open(known)
         try:
             _check_seed(opened, seed)
+            if threads is not None:
+                _update(opened, replace(opened.settings, threads=threads))
             _take_over(
                 opened, data, metric, train, batch_size=batch_size, batches=calibration_batches
             )
@@ -111,7 +120,7 @@ def open_session(
                 where="source",
                 hint="Open it with in_process=True, or name a package.module:factory.",
             )
-        opened = _project(settings, project, seed)
+        opened = _project(settings, project, seed, threads)
         if live is not None:
             _keep_live(opened, live)
     manager: JobManager | None = None
@@ -144,7 +153,8 @@ def _settings(
 ) -> tuple[ProjectSettings, LiveSource | None]:
     spec = DataSpec(batch_size=batch_size or 64, calibration_batches=calibration_batches or 2)
     name, function = _metric_name(metric)
-    threads = threads or _default_threads()
+    if threads is None:
+        threads = _default_threads()
     first_seed = seed or 0
     if isinstance(source, str | os.PathLike | Factory):
         title, model = _named(source)
@@ -201,8 +211,9 @@ def _check_named(train: TrainSpec, function: Any) -> None:
 def _named(source: str | os.PathLike[str] | Factory) -> tuple[str, SourceSpec]:
     """What a project of a model that is a file or a name is called, and its source."""
     if isinstance(source, Factory):
+        spec = source.spec
         load_object(source.name, what="source")
-        return safe_name(source.title), source.spec
+        return safe_name(source.title), spec
     text = os.fspath(source)
     kind = _source_kind(text)
     if kind in MODEL_FILES:
@@ -340,7 +351,9 @@ def _default_threads() -> int:
     return max(1, (os.cpu_count() or 2) - 1)
 
 
-def _project(settings: ProjectSettings, folder: str | Path | None, seed: int | None) -> Project:
+def _project(
+    settings: ProjectSettings, folder: str | Path | None, seed: int | None, threads: int | None
+) -> Project:
     path = Path(folder) if folder is not None else Path(RUNS) / settings.name
     if not is_project(path):
         return Project.create(path, settings=settings)
@@ -356,10 +369,10 @@ def _project(settings: ProjectSettings, folder: str | Path | None, seed: int | N
         )
     try:
         _check_seed(opened, seed)
-    except WrongValue:
+        _update(opened, settings if threads is not None else replace(settings, threads=old.threads))
+    except WorkbenchError:
         opened.close()
         raise
-    _update(opened, settings)
     return opened
 
 
@@ -411,6 +424,8 @@ def _update(opened: Project, settings: ProjectSettings) -> None:
         changes["data"] = settings.data
     if settings.train.kind != "none" and old.train != settings.train:
         changes["train"] = settings.train
+    if old.threads != settings.threads:
+        changes["threads"] = settings.threads
     if settings.metric and old.metric != settings.metric:
         changes["metric"] = settings.metric
     if changes and not opened.read_only:
