@@ -62,7 +62,7 @@ def test_from_nothing_to_a_finished_training(page: WorkbenchPage) -> None:
     training.report(project, job, 1, 12)
     page.poll()
     assert pressable(page) == {"stop"}
-    assert "step 12 of 20" in tab.text.object
+    assert "Step 12 of 20" in tab.text.object
     assert "digits, 100 samples · cross-entropy" in tab.text.object
     assert "step-00000010.pt" in tab.checkpoints.object
     assert "91.0 %" in tab.checkpoints.object, "the metric measured at that step"
@@ -189,9 +189,9 @@ def test_masks_and_weights_of_a_sparse_training(page: WorkbenchPage) -> None:
     assert tab.masks.body.visible
     assert tab.masks.layer.options == ["head"] and tab.masks.layer.value == "head"
     table = tab.masks.table.object
-    assert "1 of 2 layers have a mask" in table and "50%" in table
+    assert "1 of 2 layers have a mask" in table and "50 %" in table
     assert "&lt;b&gt;" in table, "escaped"
-    assert "50% are not 0" in tab.masks.plot.figure + tab.masks.plot.texts
+    assert "50 % are not 0" in tab.masks.plot.figure + tab.masks.plot.texts
     assert "31.0 %" in tab.metric.figure, "the masked network before its training"
     assert not tab.use.visible
     training.finish(project, job)

@@ -63,19 +63,22 @@ def test_trials_stand_at_their_cost_and_the_best_are_joined(cost: str, factor: f
     rows = [(0.90, 100.0, 1.0), (0.97, 200.0, 1.0), (0.95, 300.0, 1.0), (0.98, 400.0, 1.0)]
     figure = pareto_chart(trials(*rows), 0.02, cost=cost, metric_name="top1", metric_float=0.98)
     expected = [(factor * rows[i][1], rows[i][0]) for i in (0, 1, 3)]
-    assert line(figure) == expected
+    assert line(figure) == [(x, pytest.approx(100 * y)) for x, y in expected]
+    assert figure.layout.yaxis.ticksuffix == " %"
     points = {
         name: (x, y)
         for trace in figure.data
         if trace.mode == "markers"
         for name, x, y in zip(trace.customdata, trace.x, trace.y, strict=True)
     }
-    assert points == {str(i): (factor * row[1], row[0]) for i, row in enumerate(rows)}
+    assert points == {
+        str(i): (factor * row[1], pytest.approx(100 * row[0])) for i, row in enumerate(rows)
+    }
     assert {trace.name: len(trace.x) for trace in figure.data if trace.mode == "markers"} == {
         "within the target": 2,
         "loses too much": 2,
     }
-    assert figure.layout.shapes[0].y0 == pytest.approx(0.96)
+    assert figure.layout.shapes[0].y0 == pytest.approx(96)
 
 
 def test_an_estimate_is_hollow_and_never_on_the_line() -> None:

@@ -80,7 +80,9 @@ def test_a_plan_stacks_what_goes_on_what_stays():
     assert stay.hovertext[0] == "a<br>keeps 6 of 8"
     assert stay.hovertext[1].endswith("<br>it has &lt; 2 channels")
     (said,) = figure.layout.annotations
-    assert said.text == "multiply-accumulates 2.00 M → 500 k (25%) · parameters 1.00 k → 400 (40%)"
+    assert (
+        said.text == "multiply-accumulates 2.00 M → 500 k (25 %) · parameters 1.00 k → 400 (40 %)"
+    )
     assert not channel_plan_chart({"a": 8}, {}).layout.annotations
 
 
@@ -99,8 +101,8 @@ def test_a_sparse_weight_leaves_its_zeros_blank():
     assert (dense.zmin, sparse.zmax) == (-6.0, 6.0)
     assert [shape.x0 for shape in figure.layout.shapes] == [3.5, 3.5]
     assert [a.text for a in figure.layout.annotations] == [
-        "fc before: 100% are not 0",
-        "fc after: 67% are not 0",
+        "fc before: 100 % are not 0",
+        "fc after: 67 % are not 0",
     ]
 
 

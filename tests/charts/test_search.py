@@ -45,8 +45,9 @@ def points(figure: object) -> dict[int, float]:
 
 def test_every_trial_is_one_point_and_the_line_is_float_minus_loss() -> None:
     figure = search_chart(trials(), 0.005, metric_name="top-1")
-    assert points(figure) == pytest.approx({0: 0.98, 1: 0.90, 2: 0.97, 3: 0.979, 4: 0.979})
-    assert figure.layout.shapes[0].y0 == pytest.approx(0.975)
+    assert points(figure) == pytest.approx({0: 98, 1: 90, 2: 97, 3: 97.9, 4: 97.9})
+    assert figure.layout.shapes[0].y0 == pytest.approx(97.5)
+    assert figure.layout.yaxis.ticksuffix == " %"
 
 
 def test_passed_and_failed_trials_differ_in_symbol() -> None:

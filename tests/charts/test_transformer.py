@@ -17,7 +17,7 @@ def test_errors_are_one_series_a_configuration_in_the_order_of_layers(dark):
     figure = weight_error_chart(ERRORS, dark=dark)
     first, second = figure.data
     assert (first.name, second.name) == ("minmax", "gptq")
-    assert list(first.y) == [0.2, 0.1] and list(first.x) == ["layers.0.q", "layers.1.q"]
+    assert list(first.y) == [20.0, 10.0] and list(first.x) == ["layers.0.q", "layers.1.q"]
     assert list(figure.layout.xaxis.categoryarray) == ["layers.0.q", "layers.1.q"]
     assert list(figure.layout.xaxis.ticktext) == ["0.q", "1.q"]
     assert figure.layout.yaxis.type == "log" and second.y[0] > 0

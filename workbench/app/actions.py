@@ -8,7 +8,7 @@ from typing import Any
 import panel_material_ui as pmui
 
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _, sentence
 from workbench.app.rows import any_eligible
 from workbench.app.search_settings import SearchSettings
 from workbench.app.style import aligned
@@ -23,7 +23,7 @@ from workbench.studio.state import JobState
 def progress_text(job: JobState) -> str:
     """``Analysing 12 of 30 · 8 s left``, as far as it is known."""
     text = job_title(job.kind)
-    if job.state in ("queued", "paused"):
+    if job.state in ("queued", "paused", "cancelling"):
         return f"{text} · {job_state(job.state)}"
     if job.total and job.kind != "open":  # its steps mean nothing to a reader
         text = _("{job} {n} of {m}").format(job=text, n=job.done, m=job.total)
@@ -87,7 +87,7 @@ class Actions(View):
         self.running.visible = active
         if job is not None and active:
             self.text.fill(
-                f'<div role="status" class="wb-fit" title="{escape(said(job.message))}">'
+                f'<div role="status" class="wb-fit" title="{escape(sentence(job.message))}">'
                 f"{escape(progress_text(job))}</div>"
             )
             known = bool(job.total) or job.state == "paused"

@@ -13,14 +13,14 @@ import panel_material_ui as pmui
 from workbench.app.downloads import download_url
 from workbench.app.graph_view import GraphView
 from workbench.app.html import ThemedHTML, escape, notice
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _
 from workbench.app.job_notice import JobNotice
 from workbench.app.rows import any_eligible
 from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, WindowState
 from workbench.charts import formats
-from workbench.charts.words import file_title, job_title, parity_text
+from workbench.charts.words import file_title, job_sentence, parity_text
 from workbench.engine.export.float_onnx import BATCH, OPSET
 from workbench.studio.report import report_html, report_path
 from workbench.studio.session import Session
@@ -176,9 +176,7 @@ class ExportTab(View):
         self.report.disabled = not len(self.session.layers)
         text = ""
         if job is not None and active and job.kind == "export":
-            text = (
-                f'<span role="status">{escape(said(job.message) or job_title(job.kind))} …</span>'
-            )
+            text = f'<span role="status">{escape(job_sentence(job.kind, job.message))} …</span>'
         self.progress.fill(text)
         self.result.fill(export_result(self.session.exports, self.session.summary.metric_name))
 

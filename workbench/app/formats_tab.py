@@ -19,7 +19,7 @@ from workbench.app.view import View
 from workbench.app.window import FORMATS_TAB, WindowState
 from workbench.charts import formats, outlier_chart, smoothing_chart, weight_error_chart
 from workbench.charts.sensitivity import short_name
-from workbench.charts.words import job_title
+from workbench.charts.words import job_sentence
 from workbench.engine.analysis.module_formats import WAYS, WEIGHTS
 from workbench.studio.format_choices import FLOAT, SEPARATOR, program_text, ways_by_format
 from workbench.studio.formats_state import QuantizedModel, error_series, loudest
@@ -234,7 +234,7 @@ class FormatsTab(View):
     def _sentence(self, running: bool, known: bool) -> str:
         job = self.session.job
         if running and job is not None:
-            words = said(job.message) or job_title(job.kind)
+            words = job_sentence(job.kind, job.message)
             return f'<div role="status">{escape(words)} …</div>'
         if not known:
             return notice(

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import panel as pn
 from bokeh.document import Document
 
-from workbench.charts.spoken import error_text, said
+from workbench.charts.spoken import error_text, said, sentence
 from workbench.charts.text import (
     ENGLISH,
     N_,
@@ -32,6 +32,7 @@ __all__ = [
     "ngettext",
     "preferred",
     "said",
+    "sentence",
     "speak",
 ]
 

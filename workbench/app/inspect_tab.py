@@ -10,7 +10,7 @@ import panel_material_ui as pmui
 import plotly.graph_objects as go
 
 from workbench.app.html import ThemedHTML, escape, notice
-from workbench.app.i18n import _, ngettext, said
+from workbench.app.i18n import _, ngettext
 from workbench.app.job_notice import JobNotice
 from workbench.app.layer_table import SHORT
 from workbench.app.plot import Plot
@@ -25,6 +25,7 @@ from workbench.charts import (
     weight_range_chart,
 )
 from workbench.charts.comparison import COLUMNS
+from workbench.charts.words import job_sentence
 from workbench.studio.inspections import in_use
 from workbench.studio.session import Session
 
@@ -216,7 +217,7 @@ class InspectTab(View):
     def _describe(self, known: bool) -> None:
         job, found = self.session.job, self._inspection
         if job is not None and job.active and job.kind == "inspect":
-            text = notice(f"{said(job.message) or _('comparing')} …")
+            text = notice(f"{job_sentence(job.kind, job.message)} …")
         elif not known:
             text = notice(_("No layer of this model can be quantised, or it is not open yet."))
         elif found is None:

@@ -12,7 +12,7 @@ import pandas as pd
 import panel as pn
 from panel.io.model import JSCode
 
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _, error_text, said
 from workbench.app.rows import modules, shown_layers
 from workbench.app.style import TABLE_CSS
 from workbench.app.view import View
@@ -248,7 +248,7 @@ class LayerTable(View):
         ticks = {c: tick("✓", "·", titles()[c]) for c in TICKS}
         refusal = session.project.source.no_training
         if refusal is not None:
-            never = f"{said(refusal.message)}. {said(refusal.hint)}"
+            never = error_text(refusal, where=False)
             ticks["retrain_enable"] = tick("✓", "—", titles()["retrain_enable"], never)
         self.table = pn.widgets.Tabulator(
             self._frame(),

@@ -12,7 +12,7 @@ from workbench.app.i18n import _, said
 from workbench.app.plot import Plot
 from workbench.app.view import View
 from workbench.app.window import TRAIN_TAB, WindowState
-from workbench.charts import sparse_weight_chart
+from workbench.charts import formats, sparse_weight_chart
 from workbench.studio.masks import MaskRow
 from workbench.studio.session import Session
 
@@ -88,7 +88,7 @@ def mask_table(rows: tuple[MaskRow, ...]) -> str:
         for title, css in ((_("layer"), ""), (_("stays"), "wb-number"), (_("why not"), ""))
     )
     lines = "".join(
-        f"<tr><td>{escape(row.layer)}</td><td class='wb-number'>{row.density:.0%}</td>"
+        f"<tr><td>{escape(row.layer)}</td><td class='wb-number'>{formats.percent(row.density)}</td>"
         f"<td class='wb-muted'>{escape(said(row.reason))}</td></tr>"
         for row in rows[:MOST_ROWS]
     )

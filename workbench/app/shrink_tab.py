@@ -9,13 +9,13 @@ import panel_material_ui as pmui
 
 from workbench.app.fold import Fold
 from workbench.app.html import ThemedHTML, escape, notice
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _
 from workbench.app.job_notice import JobNotice
 from workbench.app.shrunk_result import made_from, shrunk_line, shrunk_result
 from workbench.app.style import aligned
 from workbench.app.view import View
 from workbench.app.window import SEARCH_TAB, WindowState
-from workbench.charts.words import job_title
+from workbench.charts.words import job_sentence
 from workbench.studio.session import Session
 
 
@@ -66,7 +66,7 @@ class ShrinkTab(View):
         self.stop.disabled = not running
         text = ""
         if running and job is not None:
-            words = said(job.message) or job_title(job.kind)
+            words = job_sentence(job.kind, job.message)
             text = f'<div role="status">{escape(words)} …</div>'
         elif not known:
             text = notice(self.invitation)

@@ -11,7 +11,7 @@ import panel_material_ui as pmui
 
 from workbench.app.fold import Fold
 from workbench.app.html import ThemedHTML, escape
-from workbench.app.i18n import _, said
+from workbench.app.i18n import _, error_text, said
 from workbench.app.job_notice import JobNotice
 from workbench.app.mask_view import MaskView
 from workbench.app.plot import Plot
@@ -22,7 +22,7 @@ from workbench.app.train_words import invitation, kept_sentence, result
 from workbench.app.view import View
 from workbench.app.window import EXPORT_TAB, TRAIN_TAB, WindowState
 from workbench.charts import clip_chart, formats, loss_chart, metric_chart, rate_chart
-from workbench.charts.words import method_title
+from workbench.charts.words import job_sentence, method_title
 from workbench.studio.session import Session
 from workbench.studio.training_state import PLAIN, Curves, TrainingState
 
@@ -189,7 +189,7 @@ class TrainTab(View):
         training = self.session.training
         if running:
             job = self.session.job
-            words = (said(job.message) if job is not None else "") or _("Training")
+            words = job_sentence("train", job.message if job is not None else "")
             return f'<div role="status">{escape(words)}{escape(self._with(training))}</div>'
         if training is not None and training.state == "finished":
             done = escape(result(training, self.session.summary, self.session.origin))
@@ -213,7 +213,7 @@ class TrainTab(View):
     def _invitation(self) -> str:
         refusal = self.session.project.source.no_training
         if refusal is not None:
-            return f"{said(refusal.message)}. {said(refusal.hint)}"
+            return error_text(refusal, where=False)
         layers = self.session.layers
         counts = {
             name: int(layers[column].sum()) if len(layers) else 0

@@ -85,6 +85,16 @@ def is_decibel(name: str) -> bool:
     return "psnr" in name.lower() or "sqnr" in name.lower()
 
 
+def metric_scale(name: str) -> float:
+    """Times what a metric is drawn, so that its axis reads as ``metric`` writes it."""
+    return 100.0 if is_share(name) else 1.0
+
+
+def metric_unit(name: str) -> str:
+    """What stands behind each number of a metric's axis."""
+    return " %" if is_share(name) else ""
+
+
 def percent(share: float, digits: int = 0) -> str:
     """A share as a whole number of percent, or with some digits."""
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else UNKNOWN

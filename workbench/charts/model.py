@@ -7,6 +7,7 @@ from typing import Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from workbench.charts import formats
 from workbench.charts.sensitivity import STATE_TITLES, tick_names
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, note, palette
@@ -56,13 +57,18 @@ def module_chart(
             values=[totals[path] for path in paths],
             branchvalues="total",
             customdata=[
-                [path or model_name, f"{totals[path]:,.0f}", _state(states.get(path, ""))]
+                [
+                    path or model_name,
+                    f"{totals[path]:,.0f}",
+                    formats.percent(totals[path] / totals[""], 1),
+                    _state(states.get(path, "")),
+                ]
                 for path in paths
             ],
             hovertemplate=(
                 "<b>%{customdata[0]}</b><br>%{customdata[1]} "
                 + unit
-                + " · %{percentRoot:.1%}<br>%{customdata[2]}<extra></extra>"
+                + " · %{customdata[2]}<br>%{customdata[3]}<extra></extra>"
             ),
             marker={
                 "colors": [_colour(path, states, dark) for path in paths],

@@ -120,13 +120,13 @@ def pareto_chart(
         if cost == "latency"
         else trial_points(trials, cost, target_loss)
     )
-    share = formats.is_share(metric_name)
+    scale = formats.metric_scale(metric_name)
     whole = points[points["whole"].astype(bool)]
     best = front(whole["x"].to_numpy(dtype=float), whole["metric"].to_numpy(dtype=float))
     if len(best) > 1:
         figure.add_scatter(
             x=whole["x"].to_numpy()[best],
-            y=whole["metric"].to_numpy()[best],
+            y=scale * whole["metric"].to_numpy()[best],
             mode="lines",
             name=_("not beaten in both"),
             line={"color": colours.accent, "width": 2},
@@ -141,7 +141,7 @@ def pareto_chart(
             continue
         figure.add_scatter(
             x=rows["x"],
-            y=rows["metric"],
+            y=scale * rows["metric"],
             mode="markers+text" if cost == "latency" else "markers",
             text=rows["text"].tolist() if cost == "latency" else None,
             textposition="top center",
@@ -165,11 +165,11 @@ def pareto_chart(
             },
         )
     if math.isfinite(metric_float) and len(points):
-        target = metric_float - target_loss
+        target = scale * (metric_float - target_loss)
         figure.add_hline(y=target, line={"color": colours.text, "dash": "dash", "width": 1.5})
     figure.update_xaxes(title_text=_(axis.title), **_ticks(points, axis))
     figure.update_yaxes(
-        title_text=formats.metric_title(metric_name), tickformat=".1%" if share else None
+        title_text=formats.metric_title(metric_name), ticksuffix=formats.metric_unit(metric_name)
     )
     if not len(points):
         missing = _("No measured file yet: press Export")

@@ -170,7 +170,8 @@ def channel_plan_chart(
             marker={"color": colour, "pattern": hatch(state, dark), "line": {"width": 0}},
         )
     totals = [
-        f"{what} {formats.count(before)} → {formats.count(after)} ({after / max(before, 1):.0%})"
+        f"{what} {formats.count(before)} → {formats.count(after)} "
+        f"({formats.percent(after / max(before, 1))})"
         for what, (before, after) in (
             (_("multiply-accumulates"), macs or (0, 0)),
             (_("parameters"), parameters or (0, 0)),
@@ -261,7 +262,7 @@ def sparse_weight_chart(
             )
         share = np.count_nonzero(weight) / max(weight.size, 1)
         figure.add_annotation(
-            text=f"{short_name(name)} {what}: {share:.0%} {_('are not 0')}".strip(),
+            text=f"{short_name(name)} {what}: {formats.percent(share)} {_('are not 0')}".strip(),
             xref=f"x{suffix} domain",
             yref="paper",
             x=0.0,

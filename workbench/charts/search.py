@@ -74,14 +74,14 @@ def search_chart(
         not len(trials) and math.isfinite(metric_float)
     )
     column = "metric" if by_metric else "loss"
-    share = by_metric and formats.is_share(metric_name)
+    scale = formats.metric_scale(metric_name)  # of the loss, too, which is in points
     for kind, satisfied, title, symbol, colour in _GROUPS:
         rows = trials[_group_mask(trials, kind, satisfied, target_loss)] if len(trials) else trials
         if not len(rows):
             continue
         figure.add_scatter(
             x=rows["trial"],
-            y=np.asarray(rows[column], dtype=np.float64),
+            y=scale * np.asarray(rows[column], dtype=np.float64),
             mode="markers",
             name=_(title),
             customdata=np.asarray(rows["trial"], dtype=np.int64),
@@ -99,14 +99,15 @@ def search_chart(
         shown = (
             formats.metric(target, metric_name) if by_metric else formats.loss(target, metric_name)
         )
-        figure.add_hline(y=target, line={"color": colours.text, "dash": "dash", "width": 1.5})
+        line = {"color": colours.text, "dash": "dash", "width": 1.5}
+        figure.add_hline(y=scale * target, line=line)
         # Beside the plot, where it cannot cover a trial.
         figure.add_annotation(
             x=1,
             xref="paper",
             xanchor="left",
             xshift=4,
-            y=target,
+            y=scale * target,
             text=_("target") + "<br>" + shown,
             align="left",
             showarrow=False,
@@ -114,7 +115,7 @@ def search_chart(
         )
     figure.update_yaxes(
         title_text=formats.metric_title(metric_name) if by_metric else _("loss"),
-        tickformat=".1%" if share else None,
+        ticksuffix=formats.metric_unit(metric_name),
     )
     if not len(trials):
         note(figure, _("No trial yet: press Start"), dark=dark)

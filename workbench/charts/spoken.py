@@ -29,9 +29,17 @@ def said(text: str) -> str:
     return _translated(current(), text)
 
 
-def error_text(error: WorkbenchError) -> str:
-    """``str(error)`` in the reader's language: where, what, what to do next."""
+def sentence(text: str) -> str:
+    """``said(text)`` where it stands alone; for texts that begin with a word, not with a name."""
+    words = said(text)
+    return words[:1].upper() + words[1:]
+
+
+def error_text(error: WorkbenchError, *, where: bool = True) -> str:
+    """``str(error)`` in the reader's language: where, unless left out, what, what to do next."""
     text = f"{error.where}: {said(error.message)}" if error.where else said(error.message)
+    if not where:
+        text = sentence(error.message)
     return text + _stop(text[-1:]) + said(error.hint) if error.hint else text
 
 

@@ -87,14 +87,14 @@ def metric_chart(
     figure = _figure(dark, height, uirevision, total, evaluations)
     figure.update_layout(margin={"r": 88})
     title = formats.metric_title(metric_name)
-    share = formats.is_share(metric_name)
+    share, scale = formats.is_share(metric_name), formats.metric_scale(metric_name)
     if len(evaluations):
         values = evaluations["metric"].to_numpy(dtype=np.float64)
         best = int(np.nanargmax(values)) if np.isfinite(values).any() else -1
         stars = ["star" if at == best else "circle" for at in range(len(values))]
         figure.add_scatter(
             x=evaluations["step"],
-            y=values,
+            y=scale * values,
             mode="lines+markers",
             line={"color": colours.accent, "width": 2},
             marker={
@@ -117,9 +117,9 @@ def metric_chart(
         (metric_before, _("before training"), colours.bad, "dot", "top" if fallen else "bottom"),
     ):
         if math.isfinite(value):
-            figure.add_hline(y=value, line={"color": colour, "dash": dash, "width": 1.5})
+            figure.add_hline(y=scale * value, line={"color": colour, "dash": dash, "width": 1.5})
             figure.add_annotation(
-                x=1, xref="paper", xanchor="left", xshift=4, y=value, align="left",
+                x=1, xref="paper", xanchor="left", xshift=4, y=scale * value, align="left",
                 yanchor=side, text=f"{words}<br>{formats.metric(value, metric_name)}",
                 showarrow=False, font={"size": 11, "color": colours.muted},
             )  # fmt: skip
@@ -132,8 +132,8 @@ def metric_chart(
     spread = max(max(known) - min(known), 0.01 if share else abs(max(known)) * 1e-3)
     figure.update_yaxes(
         title_text=title,
-        tickformat=".1%" if share else None,
-        range=[min(known) - 0.2 * spread, max(known) + 0.2 * spread],
+        ticksuffix=formats.metric_unit(metric_name),
+        range=[scale * (min(known) - 0.2 * spread), scale * (max(known) + 0.2 * spread)],
     )
     return figure
 

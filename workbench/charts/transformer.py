@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from workbench.charts.formats import percent
 from workbench.charts.sensitivity import short_name
 from workbench.charts.text import _
 from workbench.charts.theme import base_figure, log_scale, note, palette, with_gaps
@@ -39,16 +40,16 @@ def weight_error_chart(
     for number, (label, series) in enumerate(errors.items()):
         figure.add_scatter(
             x=[e.name for e in series],
-            y=[max(e.relative, _SMALLEST) for e in series],
-            customdata=[[e.formats, e.sqnr_db] for e in series],
+            y=[100.0 * max(e.relative, _SMALLEST) for e in series],
+            customdata=[[e.formats, e.sqnr_db, percent(e.relative, 2)] for e in series],
             name=label,
             mode="lines+markers",
             line={"color": shades[number % len(shades)], "width": 1},
             # Not by colour alone.
             marker={"symbol": symbols[number % len(symbols)], "size": 7},
             hovertemplate=(
-                f"%{{x}}<br>{label}, %{{customdata[0]}}<br>{_('relative error')} %{{y:.2%}} · "
-                "%{customdata[1]:.1f} dB<extra></extra>"
+                f"%{{x}}<br>{label}, %{{customdata[0]}}<br>{_('relative error')} "
+                "%{customdata[2]} · %{customdata[1]:.1f} dB<extra></extra>"
             ),
         )
     figure.update_layout(margin={"l": 64, "r": 16, "t": 30, "b": 116})
@@ -62,7 +63,7 @@ def weight_error_chart(
         tickangle=-60,
     )
     figure.update_yaxes(
-        type="log", title_text=_("relative weight error"), tickformat=".1%", exponentformat="none"
+        type="log", title_text=_("relative weight error"), ticksuffix=" %", exponentformat="none"
     )
     return figure
 

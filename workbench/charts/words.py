@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workbench.charts.spoken import said
+from workbench.charts.spoken import said, sentence
 from workbench.charts.text import _
 
 
@@ -32,6 +32,11 @@ def job_title(kind: str) -> str:
         "evaluate": _("Evaluating"),
         "export": _("Exporting"),
     }.get(kind, kind)
+
+
+def job_sentence(kind: str, message: str) -> str:
+    """What a running job says it does."""
+    return sentence(message) or job_title(kind)
 
 
 def job_noun(kind: str) -> str:

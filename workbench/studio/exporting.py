@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from workbench.charts.formats import percent
 from workbench.engine.errors import WorkbenchError, WrongType
 from workbench.engine.events import CancelToken, Notice
 from workbench.engine.export.float_onnx import to_onnx
@@ -216,7 +217,8 @@ def _parity(
                 lines.append(_trained_parity(one, trained))
             continue
         largest = f"largest difference {one.max_abs:.3g} ({one.max_steps:.2g} steps)"
-        share = f"{one.share_beyond_one_step:.2%} of the values differ by more than one step"
+        beyond = one.share_beyond_one_step
+        share = f"{percent(beyond, 2)} of the values differ by more than one step"
         if one.ok and one.max_steps <= 1:
             words = f"{one.left} ≡ {one.right}: {largest}"
         elif one.ok:

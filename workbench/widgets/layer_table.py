@@ -14,7 +14,7 @@ import traitlets
 
 from workbench.charts import formats
 from workbench.charts.sensitivity import worst_first
-from workbench.charts.spoken import said
+from workbench.charts.spoken import error_text, said
 from workbench.charts.text import N_, _
 from workbench.studio.columns import FLAGS, OPTIONS
 from workbench.studio.pruning_words import WholeLayers, layer_reason
@@ -312,7 +312,7 @@ class LayerTable(SessionView):
                 row.name not in self._whole.obstacles if column == "prune_enable" else row.eligible
             )
             if column == "retrain_enable" and never is not None:
-                can, tick.tooltip = False, f"{said(never.message)}. {said(never.hint)}"
+                can, tick.tooltip = False, error_text(never, where=False)
             tick.disabled = not can and not tick.value
         name.description = str(row.name)
         name.tooltip = str(row.name)

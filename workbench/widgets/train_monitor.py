@@ -190,7 +190,7 @@ class TrainMonitor(SessionView):
             for row in training.checkpoints
         )
         masks = "".join(
-            f"<tr><td>{html.escape(row.layer)}</td><td>{row.density:.0%}</td>"
+            f"<tr><td>{html.escape(row.layer)}</td><td>{formats.percent(row.density)}</td>"
             f"<td>{html.escape(said(row.reason))}</td></tr>"
             for row in training.masks
         )
