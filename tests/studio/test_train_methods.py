@@ -19,10 +19,11 @@ from studio_models import make_data, make_net, make_training, slow_training
 from torch import nn
 
 from workbench.engine.errors import WrongState
-from workbench.studio import Session, open_session
+from workbench.studio import Project, Session, open_session
 from workbench.studio.errors import JobFailed
 from workbench.studio.kept_weights import read_weights_kept
 from workbench.studio.masks import NARROW, OFF, read_masks
+from workbench.studio.workspace import Workspace
 
 
 def open_live(folder: Path, **options: Any) -> Session:
@@ -118,7 +119,12 @@ def test_its_weights_become_the_projects_and_are_taken_back(tmp_path: Path) -> N
     done, trained = session.training, weights(session, "finetune")
     trials, history = session.trials, session.history()
     session.set_flag(["conv2"], False)
+    live = session._manager.workspace.live  # type: ignore[union-attr]
+    beside = Workspace(Project.open(tmp_path / "p"), live)  # of a process that has it open, too
+    assert not same(dict(beside.source.model.state_dict()), trained)
     session.use_weights()
+    beside.follow_settings()
+    assert same(dict(beside.source.model.state_dict()), trained)
     (kept,) = session.weights
     assert (kept.method, kept.metric) == ("finetune", done.metric)
     assert session.summary.metric_float == pytest.approx(done.metric)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import pytest
 from job_waiting import done, wait
 
-from workbench.studio import Session, jobs
+from workbench.studio import Session, jobs, open_session
+from workbench.studio.errors import JobActive
 from workbench.studio.jobs import worker_process
 
 Open = Callable[..., Session]
@@ -72,6 +73,40 @@ def test_cancel_ends_even_a_stuck_task(open_worker: Open, metric: str) -> None:
     session.start("open")
     wait(session, done(session))
     assert session.job.state == "finished"
+
+
+def test_a_notebook_beside_a_page(open_worker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = open_worker("studio_models:slow_metric")
+    page.start("open")
+    folder = page.project.folder
+    notebook = open_session(folder)  # waits for the page, whose job it is
+    assert list(notebook.layers["name"]) == ["conv1", "conv2", "fc"]
+    page.poll()
+    page.toggle("conv1")  # both have seen the same revision: no edit is lost
+    notebook.toggle("fc")
+    page.poll()
+    for window in (page, notebook):
+        assert list(window.layers["quant_enable"]) == [False, True, False]
+
+    killed: list[int] = []
+    monkeypatch.setattr(jobs, "kill_worker", lambda pid, _created: killed.append(pid))
+    monkeypatch.setattr(jobs, "CANCEL_GRACE", 0.05)
+    notebook.start("analyse", wait=False)
+    wait(page, lambda: page.job.message.startswith("evaluating the float"))
+    me = os.getpid()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(os, "getpid", lambda: me + 1)
+        with pytest.raises(JobActive, match=r"already: analyse") as error:
+            page.start("evaluate")
+    assert f"another notebook or script, process {me}" in error.value.hint
+    # The process of a notebook is its user's: it stops at the next step, and is never ended.
+    page.cancel()
+    page.poll()
+    assert (page.job.state, page.job.active) == ("cancelling", True)
+    wait(page, done(page))
+    assert page.job.state == "cancelled"
+    assert killed == []
+    notebook.dispose()
 
 
 def test_a_cancel_before_the_worker_has_begun(open_worker: Open) -> None:

@@ -62,6 +62,7 @@ def job_state(state: str) -> str:
         "queued": _("waiting for the worker"),
         "running": _("running"),
         "paused": _("paused"),
+        "cancelling": _("stopping at the next step"),
         "finished": _("finished"),
         "failed": _("failed"),
         "cancelled": _("cancelled"),

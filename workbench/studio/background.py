@@ -89,6 +89,7 @@ class Background:
         try:
             try:
                 with self._workspace.lock, threads(self._workspace.project.settings.threads):
+                    self._workspace.follow_settings()
                     self._measure(wanted, cancel)
             except Cancelled:
                 # Windows ask again once the edits rest and no job runs.

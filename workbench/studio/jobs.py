@@ -58,8 +58,15 @@ class JobManager(ABC):
     @abstractmethod
     def _begin(self, job: int) -> None: ...
 
-    @abstractmethod
-    def cancel(self, job: JobState) -> None: ...
+    def cancel(self, job: JobState) -> None:
+        """Ask for the end of a job, whoever runs it; a worker is ended if it must be.
+
+        A thread of a notebook or script stops at its next step: its process is the user's.
+        """
+        if not jobtable.request_cancel(self.store, job.id):
+            threading.Thread(
+                target=_end_if_it_must_be, args=(self.folder, job.id), daemon=True
+            ).start()
 
     @abstractmethod
     def histogram(self, name: str) -> LayerHistogram | None: ...
@@ -141,9 +148,6 @@ class ThreadManager(JobManager):
         )
         return jobtable.finish(self.store, job.id, "failed", error)
 
-    def cancel(self, job: JobState) -> None:
-        jobtable.request_cancel(self.store, job.id)
-
     def histogram(self, name: str) -> LayerHistogram | None:
         from workbench.studio.inspecting import compute_histogram
 
@@ -195,12 +199,6 @@ class WorkerManager(JobManager):
 
     def _begin(self, job: int) -> None:
         ensure_worker(self.folder, self.store)
-
-    def cancel(self, job: JobState) -> None:
-        if not jobtable.request_cancel(self.store, job.id):
-            threading.Thread(
-                target=_end_if_it_must_be, args=(self.folder, job.id), daemon=True
-            ).start()
 
     def histogram(self, name: str) -> LayerHistogram | None:
         known = self.store.connection.execute(
@@ -307,6 +305,8 @@ def _end_if_it_must_be(folder: Path, job: int) -> None:
     """End the worker process when a cancelled job is still running after the grace time."""
     store = Store(folder / STORE_NAME)
     try:
+        if jobtable.runner(store, job) != "worker":
+            return
         end = time.monotonic() + CANCEL_GRACE
         while time.monotonic() < end:
             state = jobtable.by_id(store, job)

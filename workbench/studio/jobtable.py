@@ -16,7 +16,7 @@ from workbench.studio.errors import JobActive
 from workbench.studio.state import ErrorText, JobState
 from workbench.studio.store import Store
 
-_FIELDS = "id, kind, state, done, total, message, started, seconds_left, error, pause"
+_FIELDS = "id, kind, state, done, total, message, started, seconds_left, error, pause, cancel"
 
 
 def submit(store: Store, kind: str, args: Mapping[str, Any], *, runner: str) -> int:
@@ -35,10 +35,15 @@ def submit(store: Store, kind: str, args: Mapping[str, Any], *, runner: str) -> 
     except sqlite3.IntegrityError:
         job = latest(store)
         what = f"{job.kind} ({job.state})" if job else "another one"
+        hint = "Wait for it or cancel it; one job runs per project at a time."
+        who = owner(store, job.id) if job else None
+        if who is not None and who[2] == "thread" and who[0] != os.getpid():
+            hint = (
+                f"It runs in another notebook or script, process {who[0]}. Wait for it or cancel "
+                "it, here or there; one job runs per project at a time."
+            )
         raise JobActive(
-            f"a job is at work in this project already: {what}",
-            where="job",
-            hint="Wait for it or cancel it; one job runs per project at a time.",
+            f"a job is at work in this project already: {what}", where="job", hint=hint
         ) from None
 
 
@@ -145,6 +150,12 @@ def owner(store: Store, job: int) -> tuple[int, float, str] | None:
     return None if row is None or row[0] is None else (int(row[0]), float(row[1]), str(row[2]))
 
 
+def runner(store: Store, job: int) -> str:
+    """Who runs a job, or would: ``worker`` or ``thread``; empty if there is no such job."""
+    row = store.connection.execute("SELECT runner FROM jobs WHERE id = ?", (job,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def fail_if_dead(store: Store, job: int, *, reason: str = "") -> bool:
     """Mark an active job failed when its process is gone; True if it did."""
     who = owner(store, job)
@@ -178,15 +189,17 @@ def is_alive(pid: int, created: float) -> bool:
 
 def _state(row: tuple[Any, ...]) -> JobState:
     error = ErrorText(**json.loads(row[8])) if row[8] else None
-    paused = row[2] == "running" and bool(row[9])
+    state = str(row[2])
+    if state == "running":
+        state = "cancelling" if row[10] else "paused" if row[9] else state
     return JobState(
         id=int(row[0]),
         kind=str(row[1]),
-        state="paused" if paused else str(row[2]),
+        state=state,
         done=int(row[3]),
         total=int(row[4]),
         message=str(row[5]),
         started=float(row[6] or 0.0),
-        seconds_left=None if paused else row[7],
+        seconds_left=row[7] if state == "running" else None,
         error=error,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ from workbench.studio.project import (
 )
 from workbench.studio.session import Session
 from workbench.studio.source_spec import SourceSpec
+from workbench.studio.waiting import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("workbench.studio")
 
 RUNS = "runs"
+PATIENCE = 1.0  # seconds of waiting for another window before that is said
 
 
 def open_session(
@@ -128,10 +131,14 @@ def open_session(
         manager = ThreadManager(opened.folder, live) if in_process else WorkerManager(opened.folder)
     session = Session(opened, manager)
     if manager is not None and (live is not None or not len(session.layers)):
+        patient = in_process if wait is None else wait
+        if patient and not len(session.layers):
+            _wait_for_another(session, manager)
         active = jobtable.latest(opened.store)
         if active is None or not active.active or manager.look_after(active):
             try:
-                session.start("open", wait=in_process if wait is None else wait)
+                if live is not None or not len(session.layers):  # nobody else has opened it
+                    session.start("open", wait=patient)
             except JobFailed as error:
                 if not session.without_graph:
                     raise
@@ -139,6 +146,22 @@ def open_session(
             for notice in session.summary.notices:
                 log.warning("%s", notice)
     return session
+
+
+def _wait_for_another(session: Session, manager: JobManager) -> None:
+    """Until the window that opens this project at this moment has done so, or is gone."""
+    start, told = time.monotonic(), False
+    while True:
+        job = jobtable.latest(session.project.store)
+        if job is None or not job.active or len(session.layers) or manager.look_after(job):
+            return
+        if not told and time.monotonic() - start > PATIENCE:
+            told = True
+            log.warning(
+                "waiting for another window that opens %s at this moment", session.project.folder
+            )
+        time.sleep(WAIT_SECONDS)
+        session.poll()
 
 
 def _settings(

@@ -15,7 +15,7 @@ JOB_KINDS: tuple[JobKind, ...] = (
     "open", "analyse", "inspect", "search", "prune_search", "prune", "decompose", "train",
     "weights", "formats", "quantize", "evaluate", "export",
 )  # fmt: skip
-ACTIVE_STATES = ("queued", "running", "paused")
+ACTIVE_STATES = ("queued", "running", "paused", "cancelling")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ErrorText:
 class JobState:
     """One long engine call; ``started`` in seconds since the epoch (0 while queued).
 
-    ``state``: queued, running, paused, finished, failed or cancelled.
+    ``state``: queued, running, paused, cancelling, finished, failed or cancelled.
     """
 
     id: int

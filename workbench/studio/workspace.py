@@ -25,6 +25,7 @@ from workbench.engine.graph.capture import Captured, capture
 from workbench.engine.graph.layers import LayerInfo
 from workbench.studio import ptq
 from workbench.studio.image_folder import ImageBatches
+from workbench.studio.kept_weights import current as current_weights
 from workbench.studio.measuring import CALIBRATION_SECONDS
 from workbench.studio.project import Project
 from workbench.studio.sources import LiveSource, LoadedSource, load_source
@@ -54,6 +55,7 @@ class Workspace:
         """Of the smaller projects that were made of a live model: kept, as it is nowhere else."""
         self.lock = threading.Lock()
         self._source: LoadedSource | None = None
+        self._weights: Path | None = None
         self._captured: Captured | None = None
         self._digest: str | None = None
         self._calibrations: OrderedDict[str, Calibration] = OrderedDict()
@@ -61,6 +63,7 @@ class Workspace:
     @property
     def source(self) -> LoadedSource:
         if self._source is None:
+            self._weights = current_weights(self.project)
             self._source = load_source(self.project, self.live)
         return self._source
 
@@ -79,7 +82,9 @@ class Workspace:
         """Take up what another session, here or in another process, has given the project since."""
         old = self.project.settings
         new = self.project.read_again()
-        if (new.source, new.data, new.metric) != (old.source, old.data, old.metric):
+        loaded = self._source is not None
+        trained = loaded and current_weights(self.project) != self._weights
+        if trained or (new.source, new.data, new.metric) != (old.source, old.data, old.metric):
             self.forget_model()
 
     def forget_model(self) -> None:
