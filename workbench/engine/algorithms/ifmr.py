@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.engine.algorithms.activation_scale import ActivationScale
 from workbench.engine.algorithms.batch import Batch, Extremes, take_batch
-from workbench.engine.algorithms.range_histogram import MOST_BINS, RangeHistogram
+from workbench.engine.algorithms.range_histogram import RangeHistogram
 from workbench.engine.algorithms.side_by_side import side_by_side
 from workbench.engine.algorithms.top_values import TopValues, row_extremes
 from workbench.engine.errors import WrongState
@@ -28,7 +28,8 @@ _MERGED = 1 << 22
 _MOST_TRACKED = 4096
 _COARSEST_STEP = 8
 _SAMPLE_BINS = 1 << 13
-_SAMPLE_STRIDE = 4
+_SAMPLE_KEPT = 1 << 14
+_SAMPLE_CANDIDATES = 20
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -41,7 +42,8 @@ class IFMRObserver:
     ``byte_budget`` bytes of values are kept and the best candidate is decided on them exactly. Data
     beyond that goes into a histogram of 2^15 to 2^16 bins, whose losses are exact to about 1e-4;
     16-bit activations, for which such bins are too coarse, keep every second (fourth, ...) value.
-    ``sample_limit``: use at most that many values of each batch, besides its extremes.
+    ``sample_limit``: use at most that many values of each batch, besides its extremes; 8 bits and
+    less then look at every third of the default candidates.
     ``update`` raises ``TypeError`` for integers and ``RuntimeError`` for inf and NaN. D13.
     """
 
@@ -65,6 +67,12 @@ class IFMRObserver:
         self.compat = compat
         self._percentiles = (max_percentile, min_percentile)
         self._ratios = candidate_ratios(search_range, search_step)
+        self._histogram = RangeHistogram()
+        if sample_limit is not None and bits <= 8:
+            # What a sample says differs by more than neighbours do, and needs no exact decision.
+            self.byte_budget = min(byte_budget, _SAMPLE_KEPT)
+            self._ratios = self._ratios[:: max(1, len(self._ratios) // _SAMPLE_CANDIDATES)]
+            self._histogram = RangeHistogram(_SAMPLE_BINS)
         self._kept: list[Tensor] = []
         self._kept_bytes = 0
         self._complete = True
@@ -73,8 +81,6 @@ class IFMRObserver:
         self._seen = 0
         self._low, self._high = np.inf, -np.inf
         self._extremes: list[Tensor] = []
-        coarse = sample_limit is not None and bits <= 8
-        self._histogram = RangeHistogram(_SAMPLE_BINS if coarse else MOST_BINS)
         self._stage: Tensor | None = None
         self._staged = 0
         self._tops = (TopValues(1), TopValues(-1))
@@ -264,26 +270,13 @@ class IFMRObserver:
         return int(near[np.argmin(self._exact(candidates.take(near)))])
 
     def _binned(self, candidates: _Candidates) -> Floats64:
-        """Losses from the histogram; of a sample only around the best of every fourth candidate.
-
-        What a sample says about one candidate differs by more than two neighbours do.
-        """
+        """Losses from the histogram."""
         scales, lows, highs = (
             values.astype(np.float64)
             for values in (candidates.scales, candidates.lows, candidates.highs)
         )
-        if self.sample_limit is None:
-            return self._histogram.losses(scales, lows, highs)
-        losses, extra = np.full(len(scales), np.inf), self._extremes_loss(candidates)
-
-        def look_at(some: slice) -> int:
-            found = self._histogram.losses(scales[some], lows[some], highs[some])
-            losses[some] = found + extra[some]
-            return int(losses.argmin())
-
-        best = look_at(slice(0, None, _SAMPLE_STRIDE))
-        look_at(slice(max(0, best - _SAMPLE_STRIDE + 1), best + _SAMPLE_STRIDE))
-        return losses
+        losses = self._histogram.losses(scales, lows, highs)
+        return losses + self._extremes_loss(candidates) if self._extremes else losses
 
     def _exact(self, candidates: _Candidates) -> Floats64:
         return exact_losses(self._kept, candidates) + self._extremes_loss(candidates)

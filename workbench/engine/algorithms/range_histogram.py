@@ -32,7 +32,7 @@ class RangeHistogram:
 
     def __init__(self, most_bins: int = MOST_BINS) -> None:
         self._most = most_bins
-        self._used: tuple[UniformBins, int] | None = None
+        self._density: UniformBins | None = None
         self.width = 0.0
         self.base = 0
         self.counts = torch.zeros(0, dtype=torch.int64)
@@ -41,7 +41,7 @@ class RangeHistogram:
 
     def add(self, values: Tensor, extremes: tuple[Tensor, Tensor] | None = None) -> None:
         """Count a flat block of finite floats; ``extremes`` are its ``row_extremes``, if known."""
-        self._used = None
+        self._density = None
         low, high = row_extremes(values) if extremes is None else extremes
         least, largest = float(low.amin()), float(high.amax())
         if self.width == 0.0:
@@ -67,25 +67,20 @@ class RangeHistogram:
 
         Inside a bin the density is taken as uniform.
         """
-        density, base = self._density()
         first, last = np.rint(lows / scales), np.rint(highs / scales)
         step = scales / self.width
-        levels = Grids(first * step - base, step, (last - first + 1).astype(np.int64))
-        result = density.losses(levels) * self.width**2
+        levels = Grids(first * step - self.base, step, (last - first + 1).astype(np.int64))
+        result = self._bins().losses(levels) * self.width**2
         if self.outside.numel():
             x = self.outside.double().numpy()
             for i, (s, low, high) in enumerate(zip(scales, lows, highs, strict=True)):
                 result[i] += float(((np.rint(np.clip(x, low, high) / s) * s - x) ** 2).sum())
         return result
 
-    def _density(self) -> tuple[UniformBins, int]:
-        """The bins from the first in use to the last, and the number of that first one."""
-        if self._used is None:
-            counts = self.counts.cpu().numpy()
-            filled = counts != 0
-            start, end = int(filled.argmax()), len(counts) - int(filled[::-1].argmax())
-            self._used = UniformBins(counts[start:end]), self.base + start
-        return self._used
+    def _bins(self) -> UniformBins:
+        if self._density is None:
+            self._density = UniformBins(self.counts.cpu().numpy())
+        return self._density
 
     def occupancy(self) -> float:
         """Share of the bins that hold a value, of as many as could."""
@@ -105,9 +100,7 @@ class RangeHistogram:
             return float(outside[k - 1])
         if k > self.total - len(outside) + under:
             return float(outside[k - 1 - self.total])
-        below = np.cumsum(self.counts.cpu().numpy())
-        cell = int(np.searchsorted(below, k - under))
-        return float((self.base + cell + 0.5) * self.width)
+        return float((self.base + self._bins().holder(k - under) + 0.5) * self.width)
 
     def _cover(self, low: float, high: float) -> None:
         """Widen the grid to hold ``low`` to ``high`` and 0."""

@@ -67,6 +67,10 @@ class UniformBins:
         volume = float(sums[:-1].sum(dtype=np.float64)) + self.total / 6
         return bins * self.total - area, bins * (bins * self.total - 2 * area) + 2 * volume
 
+    def holder(self, k: int) -> int:
+        """The bin of the ``k``-th smallest value."""
+        return int(np.searchsorted(self._sums[0], k)) - 1
+
     def losses(self, grids: Grids) -> Floats:
         """Loss of every grid in squared bins, from the borders between its levels.
 
