@@ -209,8 +209,31 @@ def test_copy_as_python_fills_the_clipboard(page: Any) -> None:
     text = page.evaluate("navigator.clipboard.readText()")
     compile(text, "log.py", "exec")
     assert PROJECT in text
+    script = page.get_by_role("dialog").bounding_box()
     page.keyboard.press("Escape")
     page.get_by_role("dialog").wait_for(state="hidden")
+    page.get_by_role("button", name="Open a project").click()
+    page.get_by_role("button", name="Create project").wait_for()
+    # As wide as it may be, whatever it holds: it does not jump from one source to the next.
+    assert page.get_by_role("dialog").bounding_box()["width"] == script["width"] == 900
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog").wait_for(state="hidden")
+
+
+def test_a_narrow_window_shows_all_four_figures(page: Any) -> None:
+    for width in (600, 400):
+        page.set_viewport_size({"width": width, "height": 800})
+        box = page.locator(".wb-numbers")
+        app_page.wait_until(
+            lambda box=box, width=width: (
+                box.evaluate("node => node.scrollWidth <= node.clientWidth")
+                and box.bounding_box()["width"] < width
+            ),
+            what=f"figures in {width} pixels",
+        )
+        bar, tabs = page.locator("header").bounding_box(), page.get_by_role("tablist")
+        assert bar["y"] + bar["height"] <= tabs.bounding_box()["y"] + 8, "nothing lies under it"
+    page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_a_wrong_project_is_refused_in_words(browser: Any, server: str) -> None:

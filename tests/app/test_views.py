@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import param
 import pytest
+from bokeh.document import Document
+from panel.io.state import set_curdoc
 from panel.models.tabulator import CellClickEvent
 
 from workbench.app.layer_chart import dragged_threshold
 from workbench.app.page import WorkbenchPage
 from workbench.app.projects import open_project, project_folder
-from workbench.app.window import INSPECT_TAB, MODEL_TAB
+from workbench.app.window import EXPORT_TAB, INSPECT_TAB, LAYERS_TAB, MODEL_TAB
 from workbench.engine.analysis.compare import Alternative
 from workbench.engine.analysis.histograms import LayerHistogram
 from workbench.engine.analysis.profile import LayerProfile
@@ -305,3 +307,19 @@ def inspection(name: str) -> Inspection:
         "channel_wise": True,
     }  # fmt: skip
     return Inspection(name, settings, found, profile, 2, 3, 0, 0.0)
+
+
+def test_a_tab_says_at_once_that_it_is_being_built(page: WorkbenchPage) -> None:
+    document = Document()
+    with set_curdoc(document):
+        page.tabs.active = EXPORT_TAB
+        place = page._places[EXPORT_TAB]
+        assert [other.visible for other in page._places].count(True) == 1 and place.visible
+        assert "being built" in place[0].object
+        (later,) = document.session_callbacks
+        later.callback()
+        (built,) = place
+        assert page.export.button in list(built.select())
+        page.tabs.active = LAYERS_TAB
+        page.tabs.active = EXPORT_TAB
+        assert list(place) == [built] and len(document.session_callbacks) == 1

@@ -11,7 +11,7 @@ from workbench.app.i18n import _, said
 from workbench.app.style import CSS, VARIABLES
 from workbench.studio.state import ErrorText
 
-__all__ = ["ThemedHTML", "escape", "failure", "notice"]
+__all__ = ["ThemedHTML", "building", "escape", "failure", "notice"]
 
 
 class ThemedHTML(pn.pane.HTML):
@@ -43,3 +43,13 @@ def failure(error: ErrorText) -> str:
 
 def notice(text: str) -> str:
     return f'<div class="wb-info" role="status">{escape(text)}</div>'
+
+
+def building() -> ThemedHTML:
+    """What stands where a part of the page is being built."""
+    lines = "<i></i>" * 4
+    words = escape(_("This part is being built …"))
+    return ThemedHTML(
+        f'<div class="wb-building" role="status"><span>{words}</span>{lines}</div>',
+        margin=(18, 14),
+    )

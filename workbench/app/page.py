@@ -18,7 +18,7 @@ from workbench.app.export_tab import ExportTab
 from workbench.app.formats_tab import FormatsTab
 from workbench.app.frame import Frame
 from workbench.app.history_tab import HistoryTab
-from workbench.app.html import ThemedHTML, escape
+from workbench.app.html import ThemedHTML, building, escape
 from workbench.app.i18n import _, error_text, said
 from workbench.app.inspect_tab import InspectTab
 from workbench.app.layers_tab import LayersTab
@@ -60,7 +60,7 @@ class WorkbenchPage(View):
         self.script = ScriptView(session, window, height="420px")
         self.script_dialog = pmui.Dialog(  # filled when it is first opened
             title=_("The same in Python"), title_variant="h5", width_option="md",
-            close_on_click=True, show_close_button=True,
+            close_on_click=True, show_close_button=True, sizing_mode="stretch_width",
         )  # fmt: skip
         self.topbar = TopBar(session, window, on_open=self.picker.show, on_code=self.show_script)
         self.actions = Actions(session, window, self.settings)
@@ -177,16 +177,29 @@ class WorkbenchPage(View):
         return part
 
     def _show_tab(self) -> None:
-        """Bring the tab in front; it is built if it was never there."""
-        place = self._places[self.window.tab]
+        """Bring the tab in front; one that was never there is built, and says so meanwhile."""
+        tab = self.window.tab
+        place = self._places[tab]
         for other in self._places:
             other.visible = other is place
-        if not len(place):
-            names = (
-                "model", "layers", "inspect", "search_parts", "train", "formats", "export",
-                "history", "code",
-            )  # fmt: skip
-            place.append(getattr(self, names[self.window.tab]))
+        if len(place):
+            return
+        document = pn.state.curdoc
+        if document is None or not pn.state.loaded:
+            self._build_tab(tab)
+        else:
+            place.objects = [building()]
+            document.add_next_tick_callback(
+                lambda: self._follow(lambda: self._build_tab(tab), "tab")
+            )
+
+    def _build_tab(self, tab: int) -> None:
+        names = (
+            "model", "layers", "inspect", "search_parts", "train", "formats", "export",
+            "history", "code",
+        )  # fmt: skip
+        with hold():
+            self._places[tab].objects = [getattr(self, names[tab])]
 
     def poll(self) -> None:
         """Apply what other windows and the worker did; a failure must not end the polling."""

@@ -44,7 +44,7 @@ class ProjectPicker:
         self.content = ThemedHTML()
         self.dialog = pmui.Dialog(  # filled when it is first opened
             title=_("Open a project"), title_variant="h5", close_on_click=True,
-            show_close_button=True, width_option="md",
+            show_close_button=True, width_option="md", sizing_mode="stretch_width",
         )  # fmt: skip
 
     @cached_property

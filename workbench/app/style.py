@@ -9,6 +9,8 @@ import panel as pn
 from workbench.charts.theme import DARK, FONT, LIGHT, PAPER, Palette, palette
 
 NARROW = "@media (max-width: 860px)"
+NARROWER = "@media (max-width: 720px)"
+NARROWEST = "@media (max-width: 500px)"
 
 CONTROL = 32
 """Pixels that every control in a row is high."""
@@ -137,6 +139,8 @@ def page_sx(dark: bool) -> dict[str, Any]:
         "& .MuiToolbar-root > .MuiBox-root": {"minWidth": 0},
         # They have a line of their own there (topbar.py); what lies below makes room for it.
         NARROW: {"& .MuiToolbar-root": {"minHeight": "98px !important"}},
+        NARROWER: {"& .MuiToolbar-root": {"minHeight": "116px !important"}},
+        NARROWEST: {"& .MuiToolbar-root": {"minHeight": "184px !important"}},
     }
 
 
@@ -189,6 +193,13 @@ details summary { cursor: pointer; color: var(--wb-muted); }
 .wb-info + .wb-info { margin-top: 6px; }
 .wb-info + table.wb { margin-top: 10px; }
 .wb-empty { color: var(--wb-muted); padding: 18px 0; }
+.wb-building { color: var(--wb-muted); animation: wb-appear .4s ease-out; }
+.wb-building i { display: block; height: 14px; margin-top: 14px; border-radius: 4px;
+  background: var(--wb-bar); }
+.wb-building i:nth-of-type(2) { height: 180px; }
+.wb-building i:nth-of-type(4) { width: 60%; }
+@keyframes wb-appear { from { opacity: 0; } }
+@media (prefers-reduced-motion: reduce) { .wb-building { animation: none; } }
 iframe.wb { border: 1px solid var(--wb-grid); border-radius: 4px; width: 100%; height: 100%; }
 """
 
@@ -197,6 +208,17 @@ CSS += (
     + """ {
   .wb-readout { min-width: 0; padding: 0 9px; }
   .wb-readout:first-child { border: none; padding-left: 0; }
+}
+"""
+    + NARROWER
+    + """ {
+  .wb-readout .wb-from { display: block; }
+}
+"""
+    + NARROWEST
+    + """ {
+  .wb-readouts.wb-one-line { display: grid; grid-template-columns: 1fr 1fr; }
+  .wb-readout:nth-child(odd) { border: none; padding-left: 0; }
 }
 """
 )
