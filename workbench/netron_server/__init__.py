@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.netron_server.registry import model_url, register, resolve
-from workbench.netron_server.routes import make_routes, panel_routes
+from workbench.netron_server.routes import make_routes, panel_routes, registered_files
 
-__all__ = ["make_routes", "model_url", "panel_routes", "register", "resolve"]
+__all__ = ["make_routes", "model_url", "panel_routes", "register", "registered_files", "resolve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -106,7 +106,22 @@ def make_routes(prefix: str, static: Any, request: Any) -> list[Route]:
             # A relative proxy or an upgrade of Netron must never mix two versions' modules.
             self.set_header("Cache-Control", "no-cache")
 
-    class Model(static):
+    bridge = str(Path(__file__).parent)
+    return [
+        (rf"{prefix}/", Index, {}),
+        (rf"{prefix}/(bridge\.js)", Asset, {"path": bridge}),
+        (rf"{prefix}/data/(.*)", registered_files(static), {"path": bridge}),
+        (rf"{prefix}/(.*)", Asset, {"path": str(netron_folder())}),
+    ]
+
+
+def registered_files(static: Any) -> Any:
+    """A handler of the files lying directly in a registered folder; ``static`` as above.
+
+    A folder has an id that only this process can mint; a path from a browser is never used.
+    """
+
+    class Registered(static):
         def parse_url_path(self, url_path: str) -> str:
             name, _, file = url_path.partition("/")
             path = resolve(name, file)
@@ -137,13 +152,7 @@ def make_routes(prefix: str, static: Any, request: Any) -> list[Route]:
             self.set_header("Cache-Control", "no-store")
             self.set_header("X-Content-Type-Options", "nosniff")
 
-    bridge = str(Path(__file__).parent)
-    return [
-        (rf"{prefix}/", Index, {}),
-        (rf"{prefix}/(bridge\.js)", Asset, {"path": bridge}),
-        (rf"{prefix}/data/(.*)", Model, {"path": bridge}),
-        (rf"{prefix}/(.*)", Asset, {"path": str(netron_folder())}),
-    ]
+    return Registered
 
 
 @functools.cache
