@@ -14,7 +14,7 @@ from studio_models import make_data, make_net
 from studio_samples import make_layers
 
 from workbench.engine.errors import WrongValue
-from workbench.studio import Session, open_session
+from workbench.studio import Session, SourceSpec, open_session
 from workbench.studio.columns import refusal
 from workbench.studio.inspections import in_use
 
@@ -122,5 +122,5 @@ def test_what_a_layer_cannot_have_is_refused_at_once(
     changes: dict[str, object], column: str, value: object, words: str
 ) -> None:
     layer = dataclasses.replace(make_layers(1)[0], **changes)  # type: ignore[arg-type]
-    reason = refusal(layer, column, value)
+    reason = refusal(layer, column, value, SourceSpec("python"))
     assert (words in reason) if words else reason == ""
