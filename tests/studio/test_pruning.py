@@ -198,10 +198,10 @@ def test_layers_that_cannot_take_part() -> None:
     from workbench.studio.columns import refusal
 
     depthwise = next(x for x in make_layers(8) if x.groups > 1)
-    assert "follows its input" in refusal(depthwise, "prune_enable", True)
-    assert refusal(depthwise, "prune_enable", False) == ""
+    assert "follows its input" in refusal(depthwise, "prune_enable", True, SourceSpec())
+    assert refusal(depthwise, "prune_enable", False, SourceSpec()) == ""
     ineligible = next(x for x in make_layers(30) if not x.eligible and x.groups == 1)
-    assert refusal(ineligible, "prune_enable", True) == ""  # that is of quantisation only
+    assert refusal(ineligible, "prune_enable", True, SourceSpec()) == ""  # that is of quantisation only
 
 
 def test_the_smaller_project(pruned: Session, made: Shrunk) -> None:
