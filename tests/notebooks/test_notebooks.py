@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import warm
 from jupyter_client.provisioning import local_provisioner
+from nbconvert import HTMLExporter
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 SECONDS = 120
@@ -64,6 +65,12 @@ def test_runs_from_top_to_bottom(path: Path, kernel: str, tmp_path: Path) -> Non
         assert said.count("✓") >= 2
         assert "✗" not in said
         assert "LayerTable" in said
+        # As JupyterLab saves it, without the state of widgets, it has its pictures all the same.
+        notebook.metadata.pop("widgets", None)
+        page, _resources = HTMLExporter().from_notebook_node(notebook)
+        assert page.count("<title>Chart of the layers</title>") >= 1
+        assert "☑" in page and "vnd.jupyter.widget-view" not in page
+        assert len(nbformat.writes(notebook)) < 1_000_000
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

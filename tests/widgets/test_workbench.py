@@ -97,12 +97,14 @@ def test_trials_appear_as_they_finish(session: Session) -> None:
             connection.execute(
                 "INSERT INTO trials (job, trial, phase, kind, metric, loss, satisfied, seconds, "
                 "float_layers, config_hash) "
-                "VALUES (1, ?, 'search', 'probe', 0.9, 0.01, ?, 1, '[]', 'h')",
-                (trial, satisfied),
+                "VALUES (1, ?, 'search', 'probe', 0.9, ?, ?, 1, '[]', 'h')",
+                (trial, 0.001 if satisfied else 0.01, satisfied),
             )
     store.put(ranking=list(session.layers["name"][:11]), bracket=[2, 5])
     session.poll()
     assert monitor.trials.value.count("✓") == monitor.trials.value.count("✗") == 1
+    monitor.max_loss.value = 0.02  # judged by the target that the chart draws
+    assert monitor.trials.value.count("✓") == 2
     xs = [x for trace in monitor.chart.data if trace.x is not None for x in trace.x]
     assert {1, 2} <= set(xs)
     assert len(monitor.strip.data) > 0

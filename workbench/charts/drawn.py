@@ -62,14 +62,14 @@ def exact_values(shown: Any, values: Any) -> dict[str, dict[str, float | None]] 
 
 
 def _points(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
-    x, y = _list(trace.get("x")), _list(trace.get("y"))
+    x, y = listed(trace.get("x")), listed(trace.get("y"))
     count = max(len(x), len(y))
     x = x or list(range(count))
     flat = trace.get("orientation") == "h"
     lengths = x if flat else y
     if trace.get("base") is not None:
         base = trace["base"]
-        starts = [base] * count if isinstance(base, int | float) else _list(base)
+        starts = [base] * count if isinstance(base, int | float) else listed(base)
         lengths = [_sum(a, b) for a, b in zip(starts, lengths, strict=True)]
     meta = trace.get("meta")
     exact = meta.get("exact", {}) if isinstance(meta, Mapping) else {}
@@ -84,11 +84,11 @@ def _points(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cells(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
-    cells = [_list(row) for row in _list(trace.get("z"))]
+    cells = [listed(row) for row in listed(trace.get("z"))]
     width = max((len(row) for row in cells), default=0)
-    x = _list(trace.get("x")) or list(range(width))
-    y = _list(trace.get("y")) or list(range(len(cells)))
-    names = [_names(row, width) for row in _list(trace.get("customdata"))]
+    x = listed(trace.get("x")) or list(range(width))
+    y = listed(trace.get("y")) or list(range(len(cells)))
+    names = [_names(row, width) for row in listed(trace.get("customdata"))]
     return [
         {
             "series": _series(trace),
@@ -107,7 +107,7 @@ def _areas(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
     columns = (trace.get("ids"), trace.get("parents"), trace.get("values"))
     return [
         {"series": _series(trace), "name": name, "inside": parent, "value": value}
-        for name, parent, value in zip(*map(_list, columns), strict=True)
+        for name, parent, value in zip(*map(listed, columns), strict=True)
     ]
 
 
@@ -118,7 +118,8 @@ def _series(trace: Mapping[str, Any]) -> str | None:
     return trace.get("name") or None
 
 
-def _list(values: Any) -> list[Any]:
+def listed(values: Any) -> list[Any]:
+    """The values of an attribute as a list, however plotly holds them."""
     if values is None:
         return []
     if isinstance(values, Mapping):  # an array as plotly packs it
@@ -130,7 +131,7 @@ def _list(values: Any) -> list[Any]:
 
 def _names(data: Any, count: int) -> list[Any]:
     """The first text (or number) of each point's data."""
-    values = _list(data)
+    values = listed(data)
     firsts = [v[0] if isinstance(v, list | tuple) and v else v for v in values]
     if not firsts or not all(isinstance(v, str | int) for v in firsts):
         return [None] * count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import math
 from pathlib import Path
@@ -131,6 +132,16 @@ class NetronView(anywidget.AnyWidget):
             cut = max(node.rfind("."), node.rfind("#"), node.rfind("/"))
             node = node[:cut] if cut > 0 else ""
         return node
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and for pages without a kernel a sentence in its place."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        text = (
+            _("The graph is drawn by Netron while the notebook is open.") if self.url else self.note
+        )
+        if bundle is not None:
+            bundle[0]["text/html"] = f"<i>{html.escape(text)}</i>"
+        return bundle
 
     def dispose(self) -> None:
         """Stop following the session and close the frame; safe to call twice."""

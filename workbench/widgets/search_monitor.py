@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as w
 
 from workbench.charts import bracket_strip, formats, pareto_chart, search_chart
+from workbench.charts.search import within_target
 from workbench.charts.text import N_, _
 from workbench.charts.words import trial_kinds
 from workbench.widgets import figures
@@ -157,11 +158,13 @@ class SearchMonitor(SessionView):
         name = self.session.summary.metric_name
         kinds = trial_kinds()
         lines = []
-        for row in trials.iloc[: -NEWEST - 1 : -1].itertuples(index=False):
+        newest = trials.iloc[: -NEWEST - 1 : -1]
+        passed = within_target(newest, self.max_loss.value)
+        for row, within in zip(newest.itertuples(index=False), passed, strict=True):
             metric = math.nan if row.metric is None else float(row.metric)
             verdict = (
                 f'<span class="wb-good">✓ {_("within the target")}</span>'
-                if row.satisfied
+                if within
                 else f'<span class="wb-bad">✗ {_("loses too much")}</span>'
             )
             kind = kinds.get(str(row.kind), str(row.kind))

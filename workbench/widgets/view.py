@@ -24,7 +24,7 @@ logger = logging.getLogger("workbench.widgets")
 STYLE = """<style>
 .wb-row { display: grid; gap: 0 10px; line-height: 26px; white-space: nowrap; overflow: hidden;
   font-size: 12px; font-variant-numeric: tabular-nums; }
-.wb-row > span { overflow: hidden; text-overflow: ellipsis; }
+.wb-row > span { overflow: hidden; text-overflow: ellipsis; line-height: inherit !important; }
 .wb-num { text-align: right; }
 .wb-head { font-weight: 600; opacity: 0.75; }
 .wb-off { opacity: 0.5; }
@@ -76,6 +76,15 @@ class SessionView(w.VBox):
     def ground_changed(self) -> None:
         if self._dark is None and not self.disposed:
             self.refresh()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and for pages without a kernel what it shows now (``still``)."""
+        from workbench.widgets.still import still_html
+
+        bundle = super()._repr_mimebundle_(**kwargs)
+        with contextlib.suppress(Exception):
+            bundle["text/html"] = still_html(self)
+        return bundle
 
     def refresh(self) -> None:
         """Show the session as it is now."""
