@@ -198,6 +198,11 @@ def test_dark_theme_reaches_chart_and_numbers(page: Any) -> None:
     app_page.wait_until(
         lambda: "151, 163, 177" in (title.get_attribute("style") or ""), what="axis in dark colours"
     )
+    page.locator(".tabulator-col[tabulator-field='dmq']").hover()
+    tip = page.locator(".tabulator-tooltip")
+    expect(tip).to_contain_text("channels are balanced")
+    expect(tip).not_to_have_css("background-color", "rgb(255, 255, 255)")
+    page.mouse.move(1, 1)
     page.get_by_role("button", name="Toggle theme").click()
     expect(page.locator(".wb-name")).to_have_css("color", light)
 
@@ -231,8 +236,12 @@ def test_a_narrow_window_shows_all_four_figures(page: Any) -> None:
             ),
             what=f"figures in {width} pixels",
         )
-        bar, tabs = page.locator("header").bounding_box(), page.get_by_role("tablist")
-        assert bar["y"] + bar["height"] <= tabs.bounding_box()["y"] + 8, "nothing lies under it"
+        page.evaluate("document.scrollingElement.scrollTop = 0")
+        bar, tabs = page.locator("header"), page.get_by_role("tablist")
+        app_page.wait_until(
+            lambda bar=bar, tabs=tabs: bar.bounding_box()["height"] <= tabs.bounding_box()["y"] + 8,
+            what="the tabs under the bar",
+        )
     page.set_viewport_size({"width": 1280, "height": 800})
 
 

@@ -21,12 +21,12 @@ from workbench.studio.state import JobState
 
 
 def progress_text(job: JobState) -> str:
-    """``Analysing 12 of 30 · 8 s left``, as far as it is known."""
+    """``Analysing · 40 % · 8 s left``, as far as it is known."""
     text = job_title(job.kind)
     if job.state in ("queued", "paused", "cancelling"):
         return f"{text} · {job_state(job.state)}"
     if job.total and job.kind != "open":  # its steps mean nothing to a reader
-        text = _("{job} {n} of {m}").format(job=text, n=job.done, m=job.total)
+        text += f" · {formats.percent(job.done / job.total)}"
     if job.seconds_left is not None:
         left = _("{time} left").format(time=formats.duration(job.seconds_left))
         text += f" · {left}"

@@ -113,6 +113,29 @@ def titles() -> dict[str, str]:
     }
 
 
+def tooltips() -> dict[str, str]:
+    """What a short title stands for."""
+    return {
+        CHOSEN: _("selected"),
+        "parameters": _("weights and biases"),
+        "mac_share": _("share of the multiply-accumulates"),
+        "quant_enable": _("quantise the layer"),
+        "retrain_enable": _("train the layer with quantisation in the loop"),
+        "channel_wise": _("a weight scale for each output channel"),
+        "act_algo": _("how the range of the activations is found"),
+        "wts_algo": _("how the weights are rounded"),
+        "act_bits": _("bits of the activations"),
+        "wts_bits": _("bits of the weights"),
+        "dmq": _("how far channels are balanced between activations and weights"),
+        "prune_enable": _("let the layer lose channels"),
+        RATIO: _("share of the channels to remove"),
+        "error": _("error of the layer's output: 1 − cosine similarity"),
+        "sqnr": _("signal to quantisation noise ratio of the layer's output"),
+        "prune_sensitivity": _("what removing a channel costs, on average"),
+        "reason": _("why a layer stays float, or keeps all its channels"),
+    }
+
+
 WIDTHS = {
     CHOSEN: 38, "name": 184, "type": 84, "shape": 86, "parameters": 66, "mac_share": 60,
     "quant_enable": 58, "retrain_enable": 54, "channel_wise": 64, "act_algo": 62, "wts_algo": 56,
@@ -258,6 +281,7 @@ class LayerTable(View):
             disabled=False,
             editors=editors,
             titles=titles(),
+            header_tooltips=tooltips(),
             widths=WIDTHS,
             text_align=ALIGN,
             header_align=ALIGN,

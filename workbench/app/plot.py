@@ -28,7 +28,7 @@ _CSS = """
 .wb-line-near .nsewdrag { cursor: ns-resize !important; }
 .wb-plot-tools { position: absolute; top: 0; left: 0; display: flex; gap: 2px; opacity: 0; }
 :host(:hover) .wb-plot-tools, .wb-plot-tools:focus-within { opacity: 1; }
-.wb-plot-tools button { font: inherit; font-size: 11px; line-height: 1; padding: 3px 5px;
+.wb-plot-tools button { font: inherit; font-size: 10px; line-height: 1; padding: 3px;
   color: var(--wb-muted); background: var(--panel-background-color); cursor: pointer;
   border: 1px solid var(--wb-grid); border-radius: 3px; }
 .wb-plot-tools button:hover { color: var(--wb-accent); border-color: currentColor; }

@@ -254,6 +254,15 @@ TABLE_CSS = """
   border: 0 !important; }
 .tabulator-row.tabulator-group span.wb-group { margin-left: 4px; padding: 2px 4px;
   color: inherit; }
+.tabulator .tabulator-popup-container { font-size: 12.5px; border-radius: 4px;
+  color: var(--panel-on-background-color); background: var(--panel-background-color);
+  border: 1px solid color-mix(in srgb, var(--panel-on-background-color) 30%, transparent); }
+.tabulator .tabulator-tooltip { max-width: 260px; padding: 4px 8px; white-space: normal; }
+.tabulator .tabulator-edit-list .tabulator-edit-list-item { color: inherit; padding: 4px 8px; }
+.tabulator .tabulator-edit-list .tabulator-edit-list-item:is(.active, :hover) {
+  color: var(--panel-on-primary-color); background: var(--panel-primary-color); }
+.tabulator .tabulator-edit-list .tabulator-edit-list-item.focused {
+  outline: 1px solid var(--panel-primary-color); }
 .wb-group:focus { outline: none; }
 .wb-group:focus-visible { outline: 2px solid var(--panel-primary-color); }
 """

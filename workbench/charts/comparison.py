@@ -51,7 +51,11 @@ def kind_text(kind: str) -> str:
 
 
 def label_text(label: str) -> str:
-    """The name of a way in the reader's language: ``IFMR``, ``ARQ, 7 bits``."""
+    """The name of a way in the reader's language: ``IFMR``, ``ARQ, 7 bits``, ``ARQ per tensor``."""
+    name, _space, where = label.partition(" ")
+    scales = {"per channel": _("per channel"), "per tensor": _("per tensor")}
+    if where in scales:
+        return f"{name} {scales[where]}"
     name, _comma, rest = label.partition(", ")
     bits = rest.removesuffix(" bits")
     if not bits.isdigit():

@@ -90,9 +90,9 @@ def metric_scale(name: str) -> float:
     return 100.0 if is_share(name) else 1.0
 
 
-def metric_unit(name: str) -> str:
-    """What stands behind each number of a metric's axis."""
-    return " %" if is_share(name) else ""
+def metric_axis(name: str) -> dict[str, str]:
+    """How the numbers of a metric's axis are written."""
+    return {"tickformat": ".1f", "ticksuffix": " %"} if is_share(name) else {}
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -169,7 +169,7 @@ def pareto_chart(
         figure.add_hline(y=target, line={"color": colours.text, "dash": "dash", "width": 1.5})
     figure.update_xaxes(title_text=_(axis.title), **_ticks(points, axis))
     figure.update_yaxes(
-        title_text=formats.metric_title(metric_name), ticksuffix=formats.metric_unit(metric_name)
+        title_text=formats.metric_title(metric_name), **formats.metric_axis(metric_name)
     )
     if not len(points):
         missing = _("No measured file yet: press Export")

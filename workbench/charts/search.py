@@ -115,7 +115,7 @@ def search_chart(
         )
     figure.update_yaxes(
         title_text=formats.metric_title(metric_name) if by_metric else _("loss"),
-        ticksuffix=formats.metric_unit(metric_name),
+        **formats.metric_axis(metric_name),
     )
     if not len(trials):
         note(figure, _("No trial yet: press Start"), dark=dark)

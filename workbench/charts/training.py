@@ -132,7 +132,7 @@ def metric_chart(
     spread = max(max(known) - min(known), 0.01 if share else abs(max(known)) * 1e-3)
     figure.update_yaxes(
         title_text=title,
-        ticksuffix=formats.metric_unit(metric_name),
+        **formats.metric_axis(metric_name),
         range=[scale * (min(known) - 0.2 * spread), scale * (max(known) + 0.2 * spread)],
     )
     return figure
@@ -244,8 +244,8 @@ def _figure(
 
 
 def _hidden(figure: go.Figure) -> go.Figure:
-    figure.update_yaxes(showticklabels=False)
-    figure.update_xaxes(showticklabels=False, title_text="")
+    figure.update_yaxes(showticklabels=False, showgrid=False)
+    figure.update_xaxes(showticklabels=False, showgrid=False, title_text="")
     return figure
 
 
