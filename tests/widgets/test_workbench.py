@@ -11,14 +11,17 @@ from pathlib import Path
 import pytest
 
 from workbench.engine.analysis.cost import Cost
+from workbench.engine.errors import WrongType, WrongValue
 from workbench.netron_server import resolve
 from workbench.studio import ErrorText, ExportedFile, ExportResult, ParityLine, jobtable
 from workbench.studio.session import Session
 from workbench.widgets import (
     ExportPanel,
     JobBar,
+    LayerTable,
     NetronView,
     SearchMonitor,
+    SensitivityChart,
     Workbench,
     show_jobs,
 )
@@ -257,3 +260,15 @@ def test_the_clock_ticks_while_a_view_is_open(
     # Playwright's loop, where its fixture is open, occupies the main thread.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, story()).result(timeout=30)
+
+
+def test_what_cannot_be_shown_is_said_in_words(session: Session) -> None:
+    for view in (LayerTable, SensitivityChart, SearchMonitor, JobBar, NetronView, Workbench):
+        with pytest.raises(WrongType, match="is not a session"):
+            view(5)  # type: ignore[arg-type]
+    with pytest.raises(WrongType, match="'digits-resnet' is not a session"):
+        SensitivityChart(session="digits-resnet")  # type: ignore[arg-type]
+    with pytest.raises(WrongValue, match=r"called 'cos'.*error"):
+        SensitivityChart(session, quantity="cos")
+    with pytest.raises(WrongValue, match="1 or more"):
+        LayerTable(session, rows=0)

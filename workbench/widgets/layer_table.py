@@ -16,6 +16,7 @@ from workbench.charts import formats
 from workbench.charts.sensitivity import worst_first
 from workbench.charts.spoken import error_text, said
 from workbench.charts.text import N_, _
+from workbench.engine.errors import WrongValue
 from workbench.studio.columns import FLAGS, OPTIONS
 from workbench.studio.pruning_words import WholeLayers, layer_reason
 from workbench.widgets.view import SessionView, bar, button
@@ -69,6 +70,10 @@ class LayerTable(SessionView):
     selected = traitlets.Unicode("")
 
     def __init__(self, session: Session, rows: int = ROWS) -> None:
+        if rows < 1:
+            raise WrongValue(
+                f"a page of {rows} layers shows none", where="rows", hint="Give 1 or more."
+            )
         self.rows = rows
         self.page = 0
         self._names: list[str] = []

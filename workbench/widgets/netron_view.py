@@ -19,6 +19,7 @@ from workbench.charts.theme import palette
 from workbench.netron_server import model_url
 from workbench.widgets import ground
 from workbench.widgets.polling import clock
+from workbench.widgets.view import check_session
 
 if TYPE_CHECKING:
     from workbench.studio.session import Session
@@ -68,6 +69,7 @@ class NetronView(anywidget.AnyWidget):
         if isinstance(source, (str, Path)):
             self.url = model_url(source)
         else:
+            check_session(source)
             self.session = source
             for callback, name in ((self._exported, "exports"), (self._coloured, "layers")):
                 self._watchers.append(source.param.watch(self._guarded(callback), [name]))

@@ -11,6 +11,7 @@ import traitlets
 from workbench.charts import QUANTITIES, sensitivity_chart
 from workbench.charts.sensitivity import below_threshold
 from workbench.charts.text import _, ngettext
+from workbench.engine.errors import WrongValue
 from workbench.widgets import figures
 from workbench.widgets.chart import Chart
 from workbench.widgets.view import SessionView, bar, button
@@ -30,6 +31,12 @@ class SensitivityChart(SessionView):
     selected = traitlets.Unicode("")
 
     def __init__(self, session: Session, quantity: str = "error", dark: bool | None = None) -> None:
+        if quantity not in QUANTITIES:
+            raise WrongValue(
+                f"there is nothing to draw that is called {quantity!r}",
+                where="quantity",
+                hint=f"Choose one of {', '.join(QUANTITIES)}.",
+            )
         self.session = session
         self._dark = dark
         self.quantity = w.Dropdown(

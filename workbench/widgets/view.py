@@ -12,7 +12,7 @@ import ipywidgets as w
 
 from workbench.charts.spoken import error_text
 from workbench.charts.theme import DARK, LIGHT
-from workbench.engine.errors import WorkbenchError
+from workbench.engine.errors import WorkbenchError, WrongType
 from workbench.widgets import ground
 from workbench.widgets.polling import clock
 
@@ -52,10 +52,18 @@ STYLE += "</style>"
 
 
 class SessionView(w.VBox):
-    """A widget bound to a session; ``dispose()`` unbinds it and closes its parts."""
+    """A widget bound to a session; ``dispose()`` unbinds it and closes its parts.
+
+    Errors: ``WrongType`` for what is no session.
+    """
 
     _dark: bool | None = False
     """Of a view with charts; None: as the notebook is."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # A view asks its session while it is built, long before ``__init__`` below.
+        check_session(args[0] if args else kwargs.get("session"))
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(self, session: Session, children: list[w.Widget], **kwargs: Any) -> None:
         self.session = session
@@ -146,6 +154,18 @@ class SessionView(w.VBox):
                 self.session.param.unwatch(watcher)
         self._watchers.clear()
         clock(self.session).stop()
+
+
+def check_session(session: Any) -> None:
+    """``WrongType`` unless it is what ``workbench.open`` gives."""
+    from workbench.studio.session import Session
+
+    if not isinstance(session, Session):
+        raise WrongType(
+            f"{session!r} is not a session",
+            where="session",
+            hint='Open one first: session = workbench.open("digits-resnet").',
+        )
 
 
 def _close(widget: w.Widget) -> None:
