@@ -62,6 +62,16 @@ def test_items_that_are_no_batch(item: Any) -> None:
         to_batch(item, One())
 
 
+class ByName(nn.Module):
+    def forward(self, left: Tensor, *, right: Tensor) -> Tensor:
+        return left + right
+
+
+def test_an_input_that_has_to_be_named_is_refused() -> None:
+    with pytest.raises(WrongValue, match="right by keyword only"):
+        to_batch({"left": X, "right": X}, ByName())
+
+
 def test_calibration_and_evaluation_loaders() -> None:
     data = cut({"calibration": [X, X, X], "evaluation": [(X, Y)]}, One(), DataSpec())
     assert len(data.calibration) == 2

@@ -86,10 +86,16 @@ def _read(loader: Any, model: nn.Module, limit: int | None) -> tuple[list[Batch]
 
 def to_batch(item: Any, model: nn.Module) -> Batch:
     """One item of a loader: what of it are the inputs follows from ``forward``'s parameters."""
+    every = inspect.signature(model.forward).parameters.values()
+    if by_name := [p.name for p in every if p.kind == p.KEYWORD_ONLY and p.default is p.empty]:
+        raise WrongValue(
+            f"{type(model).__name__}.forward() takes {', '.join(by_name)} by keyword only; inputs "
+            "are given by position here",
+            where="model",
+            hint="Wrap it in a torch.nn.Module whose forward takes them by position.",
+        )
     parameters = [
-        p
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
+        p for p in every if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
     ]
     variadic = any(p.kind == p.VAR_POSITIONAL for p in parameters)
     names = [p.name for p in parameters if p.kind != p.VAR_POSITIONAL]

@@ -190,6 +190,7 @@ def _settings(
         return settings, None
     from torch import nn
 
+    from workbench.engine.graph.eligibility import check_module
     from workbench.studio.batches import cut, stored_hint
     from workbench.studio.sources import LiveSource
 
@@ -199,6 +200,7 @@ def _settings(
             where="source",
             hint="Give a zoo name, a torch.nn.Module, or a project folder.",
         )
+    check_module(source)
     if data is None:
         raise WrongValue("a model needs data to be calibrated", where="data", hint=stored_hint())
     title = type(source).__name__

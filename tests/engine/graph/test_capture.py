@@ -151,6 +151,16 @@ def test_weights_that_are_not_finite_are_refused_by_name(bad):
         capture(model, torch.randn(1, 3, 8, 8))
 
 
+def test_torchscript_and_weights_without_values_are_refused_in_words():
+    model, x = small().eval(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(WrongType, match=r"TorchScript.*torch\.nn\.Module"):
+        capture(torch.jit.trace(model, x), x)
+    with pytest.raises(WrongState, match=r"0\.weight: has no values"):
+        capture(small().to("meta"), x)
+    with pytest.raises(WrongState, match=r"1\.weight: has no values"):
+        capture(nn.Sequential(nn.Flatten(), nn.LazyLinear(4)), x)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_wide_and_brain_floats_become_float32_on_the_copy(dtype):
     model = small().to(dtype)

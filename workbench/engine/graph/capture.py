@@ -18,7 +18,7 @@ from workbench.engine.errors import CaptureError, WrongState
 from workbench.engine.events import Notice, OnEvent, Progress, emit
 from workbench.engine.graph.batch_axes import batch_layouts, repeat_to_two
 from workbench.engine.graph.copying import cast_to_float32, copy_model
-from workbench.engine.graph.eligibility import check_weights, family, find_layers
+from workbench.engine.graph.eligibility import check_module, check_weights, family, find_layers
 from workbench.engine.graph.inputs import (
     inputs_to_float32,
     own_tensors,
@@ -78,10 +78,11 @@ def capture(
     ``input_data``: a tuple of positional inputs (a dict at its end holds keyword arguments) or one
     tensor; only shapes and types of it are used. Dimension 0 is captured dynamic when the model
     allows it. Raises ``WrongState`` for a list, a bare layer, a model that holds compression
-    modules, and weights with inf or NaN; ``WrongType`` for unsupported data types;
-    ``CaptureError`` when the model cannot be exported (chapter 10 sections 3 and 6).
+    modules, and weights with inf or NaN or none; ``WrongType`` for TorchScript and unsupported data
+    types; ``CaptureError`` when the model cannot be exported (chapter 10 sections 3 and 6).
     """
     args, kwargs = split_inputs(input_data)
+    check_module(model)
     _refuse(model)
     emit(on_event, Progress("Capturing the model's graph", 0, 1))
     notices: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -48,6 +49,7 @@ _FAMILIES: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.Bilinear, "Bilinear"),
 )
 _DIMENSIONS = {"Conv1d": 3, "Conv2d": 4, "Conv3d": 5, "AvgPool2d": 4}
+_UNSET = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 _QUANTIZABLE_DTYPES = (torch.float32, torch.float16)
 
 
@@ -61,21 +63,35 @@ def family(module: nn.Module) -> str:
     return name if name in LAYER_TYPES else ""
 
 
+def check_module(module: nn.Module) -> None:
+    """Raise for a model that cannot be run, or not be taken apart.
+
+    ``WrongType`` for TorchScript, ``WrongState`` for a parameter or buffer that was never set.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise WrongType(
+            "it is TorchScript, which has no layers that could be replaced.",
+            where=f"model ({module.original_name})",
+            hint="Give the torch.nn.Module that it was made from.",
+        )
+    for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
+        if isinstance(value, _UNSET) or value.is_meta:
+            raise WrongState(
+                "has no values yet.", where=name, hint="Load or initialise the weights first."
+            )
+
+
 def check_weights(module: nn.Module) -> None:
     """Raise for a layer whose weight or bias cannot be quantised at all.
 
-    ``WrongType`` for a data type other than float32 and float16, ``WrongState`` for inf or NaN or
-    a weight that was never set; each names the layer.
+    ``WrongType`` for a data type other than float32 and float16, ``WrongState`` for inf or NaN;
+    each names the layer.
     """
     for path, layer in module.named_modules():
         if not family(layer):
             continue
         for name, parameter in layer.named_parameters(recurse=False):
             where = f"{path}.{name}"
-            if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
-                raise WrongState(
-                    "has no values yet.", where=where, hint="Load or initialise the weights first."
-                )
             if parameter.dtype not in _QUANTIZABLE_DTYPES:
                 raise WrongType(
                     f"has data type {_name(parameter.dtype)}; allowed: float32, float16 "
