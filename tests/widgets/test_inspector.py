@@ -28,6 +28,7 @@ def test_a_layer_is_compared_shown_and_changed(tmp_path: Path) -> None:
     weights = inspector.charts[1].data[0]
     assert list(weights.base) == pytest.approx(list(profile.channel_low))
     choice = dict(inspector.choice.options)
+    assert inspector.choice.value is not None
     assert "IFMR (activation)" not in choice, "what is in use cannot be chosen"
     inspector.choice.value = choice["HFMG (activation)"]
     inspector.use.click()

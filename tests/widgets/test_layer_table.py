@@ -159,7 +159,9 @@ def test_a_view_that_fails_does_not_stop_the_others(session: Session) -> None:
 
 def test_settings_of_all_layers_shown(session: Session) -> None:
     table = LayerTable(session)
+    assert table.value.value is True  # what the menu shows first is chosen
     table.setting.value = "wts_algo"
+    assert table.value.value == table.value.options[0][1]
     table.value.value = dict(table.value.options)["ADA"]
     table.set.click()
     able = session.layers[session.layers["eligible"]]

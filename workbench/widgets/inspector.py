@@ -119,8 +119,8 @@ class LayerInspector(SessionView):
             chosen = self.layer.value
             with self.mute():
                 self.layer.options = names
-                if chosen in names:
-                    self.layer.value = chosen
+                if names:
+                    self.layer.value = chosen if chosen in names else names[0]
         job, name = self.session.job, self.layer.value
         self.compare.disabled = name is None or (job is not None and job.active)
         when = self.session.inspected.get(name)
@@ -145,6 +145,7 @@ class LayerInspector(SessionView):
         ]
         if list(self.choice.options) != options:
             self.choice.options = options
+            self.choice.index = 0 if options else None
         self.use.disabled = not options
         if self._drawn == (found.name, found.time, self.dark):
             return

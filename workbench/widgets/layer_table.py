@@ -201,6 +201,7 @@ class LayerTable(SessionView):
         else:
             options = [(SHORT.get(str(v), str(v)), v) for v in OPTIONS[column]]
         self.value.options = options
+        self.value.index = 0  # a menu that was empty chooses nothing by itself
 
     def _set_option(self) -> None:
         layers, column = self.session.layers, self.setting.value
