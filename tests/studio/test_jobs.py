@@ -327,6 +327,7 @@ def test_sources_that_cannot_be_opened_say_what_can(tmp_path: Path) -> None:
         ("nonsense", "neither an example nor a project folder"),
         ("package.module:factory", "loading code is off"),
         (3, "is no source"),
+        (torch.jit.script(torch.nn.Linear(2, 2)), "TorchScript"),
     ):
         with pytest.raises(WorkbenchError, match=words):
             open_session(source, project=tmp_path / "p")
