@@ -71,6 +71,9 @@ def test_stacked_bars_and_those_with_a_base() -> None:
     assert boxes(picture, "#111111")[0] == (100, 170, 800, 80)
     assert boxes(picture, "#222222")[0] == (100, 50, 800, 120)
     assert {"one", "two"} <= set(texts(picture))  # the legend
+    beside = shown.update_layout(barmode="group")
+    assert boxes(drawn(beside, width=1000), "#111111")[0] == (100, 170, 400, 80)
+    assert boxes(drawn(beside, width=1000), "#222222")[0] == (500, 130, 400, 120)
     lifted = figure(xaxis={"range": [0, 10]}, bargap=0.0)
     lifted.add_bar(y=["a"], x=[3], base=[5], orientation="h", marker={"color": "#111111"})
     assert boxes(drawn(lifted, width=1000), "#111111") == [(500, 50, 240, 200)]
@@ -101,6 +104,11 @@ def test_a_heat_map_has_its_colours_in_its_cells() -> None:
     assert pixels.shape == (2, 3, 4)
     assert pixels[0].tolist() == [[0, 0, 0, 255], [255, 0, 0, 255], [0, 0, 0, 0]]
     assert pixels[1, 1, 0] in (127, 128) and pixels[1, 2].tolist() == [0, 0, 0, 255]
+    shown.data[0].colorscale = [[0, "#000000"], [1, "rgba(255, 0, 0, 0.5)"]]
+    (image,) = drawn(shown, width=1000).iter(f"{SVG}image")
+    data = base64.b64decode(image.get("href", "").partition("base64,")[2])
+    assert np.asarray(Image.open(io.BytesIO(data)))[0, 1].tolist() == [255, 128, 128, 255]
+    shown.data[0].colorscale = [[0, "#000000"], [1, "#ff0000"]]
     shown.update_yaxes(autorange=True)  # upwards, as without a word
     (image,) = drawn(shown, width=1000).iter(f"{SVG}image")
     data = base64.b64decode(image.get("href", "").partition("base64,")[2])

@@ -12,7 +12,6 @@ from workbench.charts.theme import DARK
 from workbench.studio.session import Session
 from workbench.widgets import LayerTable, NetronView, SensitivityChart, Workbench, still
 from workbench.widgets.chart import Chart
-from workbench.widgets.figures import live
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -64,9 +63,15 @@ def test_a_chart_that_cannot_be_drawn_does_not_keep_the_widget_away(
     monkeypatch.setattr(still, "figure_svg", fails)
     bundle = SensitivityChart(session)._repr_mimebundle_()
     assert VIEW in bundle and "text/html" not in bundle
-    alone = Chart(live(go.Figure()), "alone", "project")
-    alone.layout.display = "none"
-    assert still.still_html(alone) == ""
+
+
+def test_a_figure_of_ones_own() -> None:
+    chart = Chart(go.Figure().add_bar(x=["a"], y=[1]), "my figures")
+    page = chart._repr_mimebundle_()["text/html"]
+    assert page.startswith("<div><b>my figures</b>") and "<rect" in page
+    assert chart.figure.layout.paper_bgcolor == "#ffffff"
+    chart.layout.display = "none"
+    assert still.still_html(chart) == ""
 
 
 def test_the_graph_says_where_it_is_drawn(session: Session) -> None:

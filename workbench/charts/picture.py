@@ -10,8 +10,6 @@ import base64
 import html
 import itertools
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,8 +18,8 @@ import plotly.graph_objects as go
 
 from workbench.charts.drawn import listed
 from workbench.charts.picture_axes import Axis
-from workbench.charts.picture_canvas import Canvas, dashed, plain, safe
-from workbench.charts.theme import FONT, MARGIN, palette, template
+from workbench.charts.picture_canvas import Canvas, dashed, plain, png, safe, scale_colours
+from workbench.charts.theme import FONT, MARGIN, PAPER, palette, template
 
 MOST_POINTS = 1500
 HEIGHT = 280
@@ -46,6 +44,7 @@ class _Picture(Canvas):
             named = [(trace.get(part) or {}).get("color") for part in ("marker", "line")]
             first = next((colour for colour in named if isinstance(colour, str)), None)
             trace["own"] = first or way[i % len(way)]
+        self.ground = PAPER[dark]
         self.width = width
         self.height = int(self.layout.get("height") or HEIGHT)
         self.margin = {**MARGIN, **self.layout.get("margin", {})}
@@ -87,7 +86,8 @@ class _Picture(Canvas):
                 whole, apart = whole or along, apart or not along
             apart = apart or trace["type"] == "heatmap"
         if spec.get("matches"):
-            spec = {**other, **spec}
+            shared_keys = ("type", "range", "autorange", "rangemode")
+            spec = {**{key: other[key] for key in shared_keys if key in other}, **spec}
         return Axis(spec, values, ends, whole=whole, apart=apart)
 
     def _values(self, trace: Mapping[str, Any], letter: str) -> list[Any]:
@@ -190,12 +190,19 @@ class _Picture(Canvas):
         bases = _many(trace.get("base"), count)
         widths = _many(trace.get("width"), count)
         room = (1 - float(self.layout.get("bargap", BARGAP))) * across.unit
+        shift = 0.0
+        if self.layout.get("barmode") == "group":
+            side_by_side = [t for t in self.traces if t["type"] == "bar"]
+            room /= len(side_by_side)
+            index = next(i for i, other in enumerate(side_by_side) if other is trace)
+            shift = (index - (len(side_by_side) - 1) / 2) * room
         fills = self._fills(trace, count)
         floor = along.low if along.kind == "log" else 0.0
         for i, (place, length) in enumerate(zip(places, lengths, strict=False)):
             middle = across.place(place)
             if middle is None or length is None:
                 continue
+            middle += shift
             start = bases[i] or 0.0
             if self.layout.get("barmode") == "stack":
                 start = stacks.get(place, 0.0)
@@ -253,7 +260,7 @@ class _Picture(Canvas):
         low = trace.get("zmin", known.min() if known.size else 0.0)
         high = trace.get("zmax", known.max() if known.size else 1.0)
         levels = np.clip((grid - low) / ((high - low) or 1.0), 0, 1)
-        scale = np.array(_table(trace["colorscale"]), dtype=np.uint8)
+        scale = np.array(scale_colours(trace["colorscale"], self.ground), dtype=np.uint8)
         pixels = np.zeros((*grid.shape, 4), dtype=np.uint8)
         shown = np.isfinite(grid)
         pixels[shown, :3] = scale[(levels[shown] * (len(scale) - 1)).astype(int)]
@@ -264,7 +271,7 @@ class _Picture(Canvas):
         a, b = x.at(left - 0.5), x.at(right + 0.5)
         c, d = y.at(first - 0.5), y.at(last + 0.5)
         image = pixels if c < d else pixels[::-1]
-        data = base64.b64encode(_png(image)).decode()
+        data = base64.b64encode(png(image)).decode()
         self.parts.append(
             f'<image x="{min(a, b):.1f}" y="{min(c, d):.1f}" width="{abs(b - a):.1f}" '
             f'height="{abs(d - c):.1f}" preserveAspectRatio="none" '
@@ -278,7 +285,7 @@ class _Picture(Canvas):
         colours = _many(marker.get("color"), count)
         if colours and isinstance(colours[0], int | float) and marker.get("colorscale"):
             low, high = float(marker.get("cmin", 0)), float(marker.get("cmax", 1))
-            scale = _table(marker["colorscale"])
+            scale = scale_colours(marker["colorscale"], self.ground)
             levels = [min(max((float(c) - low) / ((high - low) or 1.0), 0), 1) for c in colours]
             found = [scale[int(level * (len(scale) - 1))] for level in levels]
             return [f"rgb({r},{g},{b})" for r, g, b in found]
@@ -324,9 +331,8 @@ class _Picture(Canvas):
         if note.get("visible") is False or spots[0] is None or spots[1] is None:
             return
         x, y = spots[0] + float(note.get("xshift") or 0), spots[1] - float(note.get("yshift") or 0)
-        lines = len(re.split(r"<br\s*/?>", str(note.get("text") or "")))
-        y += {"top": 12.0, "bottom": 2.0 - 13 * lines}.get(str(note.get("yanchor")), 4 - 6 * lines)
-        y += 13 if str(note.get("yanchor")) == "bottom" else 6 if lines > 1 else 0
+        more = 13 * (len(re.split(r"<br\s*/?>", str(note.get("text") or ""))) - 1)
+        y += {"top": 12.0, "bottom": -4.0 - more}.get(str(note.get("yanchor")), 4.0 - more / 2)
         side = {"left": "start", "right": "end"}.get(str(note.get("xanchor")), "middle")
         colour = (note.get("font") or {}).get("color") or self.colours.text
         self.text(x, y, str(note.get("text") or ""), side, f' fill="{safe(colour)}"')
@@ -387,36 +393,3 @@ def _steps(run: list[tuple[float, float]], shape: str) -> list[tuple[float, floa
         corners = {"hv": [(c, b)], "vh": [(a, d)], "hvh": [(middle, b), (middle, d)]}[shape]
         found += [*corners, (c, d)]
     return found
-
-
-def _table(scale: Any) -> list[tuple[int, int, int]]:
-    """256 colours of a scale of (place, colour)."""
-    stops = [(float(place), _rgb(str(colour))) for place, colour in scale]
-    places = np.linspace(0.0, 1.0, 256)
-    parts = [
-        np.interp(places, [place for place, _ in stops], [colour[i] for _, colour in stops])
-        for i in range(3)
-    ]
-    return [(round(r), round(g), round(b)) for r, g, b in zip(*parts, strict=True)]
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    if colour.startswith("#"):
-        return tuple(bytes.fromhex(colour[1:7]))
-    return tuple(float(n) for n in re.findall(r"[\d.]+", colour)[:3])
-
-
-def _png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """An image of rows × columns × RGBA."""
-    height, width = pixels.shape[:2]
-    rows = b"".join(b"\x00" + row.tobytes() for row in np.ascontiguousarray(pixels))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        body = name + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    packed = zlib.compress(rows, 9)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    )

@@ -131,7 +131,10 @@ class Axis:
                 if self.kind == "linear" and (whole or self.spec.get("rangemode") == "tozero"):
                     low, high = min(low, 0.0), max(high, 0.0)
                 pad = 0.05 * (high - low)
-                low, high = (low if low == 0 and whole else low - pad), high + pad
+                low, high = (
+                    (low if low == 0 and whole and self.kind == "linear" else low - pad),
+                    high + pad,
+                )
             if self.spec.get("autorange") == "reversed":
                 low, high = high, low
         return (low, high) if low != high else (low - 0.5, high + 0.5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -86,3 +88,39 @@ def plain(text: str) -> str:
 
 def safe(colour: Any) -> str:
     return html.escape(str(colour), quote=True)
+
+
+def scale_colours(scale: Any, ground: str) -> list[tuple[int, int, int]]:
+    """256 colours of a scale of (place, colour), on ``ground`` where they let it through."""
+    stops = [(float(place), _rgb(str(colour), ground)) for place, colour in scale]
+    places = np.linspace(0.0, 1.0, 256)
+    parts = [
+        np.interp(places, [place for place, _ in stops], [colour[i] for _, colour in stops])
+        for i in range(3)
+    ]
+    return [(round(r), round(g), round(b)) for r, g, b in zip(*parts, strict=True)]
+
+
+def _rgb(colour: str, ground: str) -> list[float]:
+    if colour.startswith("#"):
+        return [float(part) for part in bytes.fromhex(colour[1:7])]
+    red, green, blue, alpha = [*(float(n) for n in re.findall(r"[\d.]+", colour)), 1.0][:4]
+    behind = _rgb(ground, ground)
+    mixed = zip((red, green, blue), behind, strict=True)
+    return [alpha * front + (1 - alpha) * back for front, back in mixed]
+
+
+def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    """An image of rows × columns × RGBA."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\x00" + row.tobytes() for row in np.ascontiguousarray(pixels))
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    packed = zlib.compress(rows, 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    )

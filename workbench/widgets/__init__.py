@@ -9,6 +9,7 @@ except ImportError as missing:
     ) from missing
 
 from workbench.widgets.all_tabs import Workbench
+from workbench.widgets.chart import Chart
 from workbench.widgets.decomposition_panel import DecompositionPanel
 from workbench.widgets.export_panel import ExportPanel
 from workbench.widgets.formats_panel import FormatsPanel
@@ -24,6 +25,7 @@ from workbench.widgets.train_monitor import TrainMonitor
 del _anywidget, _ipywidgets
 
 __all__ = [
+    "Chart",
     "DecompositionPanel",
     "ExportPanel",
     "FormatsPanel",

@@ -14,11 +14,13 @@ import traitlets
 from workbench.charts.drawn import figure_csv
 from workbench.charts.text import _
 from workbench.widgets import ground
+from workbench.widgets.figures import live
 
 
 class ChartDownloads(anywidget.AnyWidget):
     """The buttons over ``figure``; the table is made when somebody asks for it."""
 
+    _css = Path(__file__).with_name("chart.css").read_text()
     _esm = ground.SCRIPT.read_text() + Path(__file__).with_name("chart.js").read_text()
 
     label = traitlets.Unicode("").tag(sync=True)
@@ -40,9 +42,16 @@ class ChartDownloads(anywidget.AnyWidget):
 
 
 class Chart(w.VBox):
-    """``figure`` under its two buttons; ``label`` says what it shows, and names the files."""
+    """``figure`` under its two buttons; ``label`` says what it shows, and names the files.
 
-    def __init__(self, figure: go.FigureWidget, label: str, project: str, **layout: Any) -> None:
+    Of any plotly figure: as wide as the cell, and with a picture in the saved notebook.
+    """
+
+    def __init__(
+        self, figure: go.Figure, label: str = "chart", project: str = "", **layout: Any
+    ) -> None:
+        if not isinstance(figure, go.FigureWidget):
+            figure = live(figure)
         self.figure = figure
         file = re.sub(r"[^\w.-]+", "-", f"{project} {label}").strip("-")[:120]
         figure._config = {
@@ -51,3 +60,9 @@ class Chart(w.VBox):
         self.downloads = ChartDownloads(figure, label, file)
         super().__init__([self.downloads, figure], layout=w.Layout(**layout))
         self.add_class("wb-chart")
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and for pages without a kernel a picture (``still``)."""
+        from workbench.widgets.still import with_still
+
+        return with_still(self, super()._repr_mimebundle_(**kwargs))

@@ -7,6 +7,8 @@ so is the progress of a job, which would stand still.
 from __future__ import annotations
 
 import html
+import logging
+from typing import Any
 
 import ipywidgets as w
 
@@ -15,8 +17,19 @@ from workbench.charts.theme import PAPER
 from workbench.widgets.chart import Chart
 from workbench.widgets.job_bar import JobBar
 
+logger = logging.getLogger("workbench.widgets")
+
 LARGEST = 300_000
 """Letters of one picture: a chart of very many points is left out rather than kept in each file."""
+
+
+def with_still(widget: w.Widget, bundle: Any) -> Any:
+    """What Jupyter shows of a widget, ``bundle``, with its HTML for pages without a kernel."""
+    try:
+        bundle["text/html"] = still_html(widget)
+    except Exception:  # the widget itself must appear all the same
+        logger.exception("no picture of %s for a saved notebook", type(widget).__name__)
+    return bundle
 
 
 def still_html(widget: w.Widget) -> str:

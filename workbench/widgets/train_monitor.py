@@ -78,6 +78,7 @@ class TrainMonitor(SessionView):
                 (self.loss, self.metric, self.rate, self.clips, self.weight), titles, strict=True
             )
         )
+        self.bounds = w.VBox([self.layers, clips])
         self.masks = w.VBox([self.masked, weight])
         self.result = w.HTML()
         super().__init__(
@@ -87,7 +88,7 @@ class TrainMonitor(SessionView):
                     self.method, self.epochs, self.start, self.stop, self.resume, self.use,
                     self.back,
                 ),
-                self.bar, self.result, loss, metric, self.layers, clips, rate, self.masks,
+                self.bar, self.result, loss, metric, self.bounds, rate, self.masks,
             ],
         )  # fmt: skip
         self.layers.observe(lambda _: None if self._muted else self.refresh(), "value")
@@ -165,6 +166,9 @@ class TrainMonitor(SessionView):
                 self.masked.options = masked
                 self.masked.value = chosen if chosen in masked else next(iter(masked), None)
         self.masks.layout.display = "" if masked else "none"
+        # Not every method trains bounds: what never comes is not announced.
+        done = training is not None and training.state == "finished"
+        self.bounds.layout.display = "none" if done and not names else ""
         before, self._figures = self._figures, self._build()
         shown = (self.loss, self.metric, self.rate, self.clips, self.weight)
         for widget, old, new in zip(shown, before, self._figures, strict=True):

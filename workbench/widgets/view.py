@@ -30,13 +30,6 @@ STYLE = """<style>
 .wb-off { opacity: 0.5; }
 .wb-bad { font-weight: 600; line-height: 1.4; }
 .wb-good { font-weight: 600; }
-.wb-chart { position: relative; }
-.wb-chart-tools { display: flex; gap: 4px; height: 20px; align-items: center; }
-.wb-chart-title { font-size: 13px; font-weight: 600; margin-right: 8px; }
-.wb-chart-tool { font-size: 11px; line-height: 1; padding: 2px 6px; cursor: pointer;
-  opacity: 0.75; color: inherit; background: transparent; border: 1px solid currentColor;
-  border-radius: 3px; }
-.wb-chart-tool:hover, .wb-chart-tool:focus-visible { opacity: 1; }
 .wb-note { font-size: 12px; opacity: 0.8; line-height: 1.4; }
 .wb-table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
 .wb-table td, .wb-table th { padding: 3px 10px 3px 0; line-height: 1.4; text-align: left;
@@ -87,12 +80,9 @@ class SessionView(w.VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """The widget, and for pages without a kernel what it shows now (``still``)."""
-        from workbench.widgets.still import still_html
+        from workbench.widgets.still import with_still
 
-        bundle = super()._repr_mimebundle_(**kwargs)
-        with contextlib.suppress(Exception):
-            bundle["text/html"] = still_html(self)
-        return bundle
+        return with_still(self, super()._repr_mimebundle_(**kwargs))
 
     def refresh(self) -> None:
         """Show the session as it is now."""
