@@ -311,8 +311,10 @@ def inspection(name: str) -> Inspection:
 
 def test_a_tab_says_at_once_that_it_is_being_built(page: WorkbenchPage) -> None:
     document = Document()
+    page.window.notice = "layer1.0.conv1: the depth is fixed"
     with set_curdoc(document):
         page.tabs.active = EXPORT_TAB
+        assert not page.window.notice, "it was said of the tab before"
         place = page._places[EXPORT_TAB]
         assert [other.visible for other in page._places].count(True) == 1 and place.visible
         assert "being built" in place[0].object

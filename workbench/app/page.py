@@ -216,7 +216,8 @@ class WorkbenchPage(View):
 
     def _take_tab(self) -> None:
         with hold():
-            self.window.tab = self.tabs.active
+            if self.window.tab != self.tabs.active:  # what was said belongs to the tab before
+                self.window.param.update(tab=self.tabs.active, notice="")
 
     def _follow_tab(self) -> None:
         self._show_tab()

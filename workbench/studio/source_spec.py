@@ -50,7 +50,7 @@ class SourceSpec:
         )
         return WrongState(
             message,
-            where="model",
+            where="train",
             hint="Open it from Python: wb.open(model, data=…, train=loader), "
             "package.module:factory, or its Hugging Face folder. Quantisation without training "
             "works as it is.",
