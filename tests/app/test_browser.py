@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ def settle(page: Any, count: int) -> None:
 def all_on(page: Any) -> int:
     """Quantise everything by the toolbar, so that tests do not depend on each other's edits."""
     page.get_by_role("button", name="all shown", exact=True).click()
+    page.get_by_text(re.compile(r"^\d+ selected$")).wait_for()
     page.get_by_role("button", name="Quantise", exact=True).click()
     total = app_page.quantised(page)[1]
     settle(page, total)

@@ -201,7 +201,8 @@ def test_layers_that_cannot_take_part() -> None:
     assert "follows its input" in refusal(depthwise, "prune_enable", True, SourceSpec())
     assert refusal(depthwise, "prune_enable", False, SourceSpec()) == ""
     ineligible = next(x for x in make_layers(30) if not x.eligible and x.groups == 1)
-    assert refusal(ineligible, "prune_enable", True, SourceSpec()) == ""  # that is of quantisation only
+    # What rules it out concerns quantisation only.
+    assert refusal(ineligible, "prune_enable", True, SourceSpec()) == ""
 
 
 def test_the_smaller_project(pruned: Session, made: Shrunk) -> None:
