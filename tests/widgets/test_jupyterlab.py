@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import onnx
 import pytest
+from axe import TAGS, AxeWalk
 from onnx import TensorProto, helper
 from playwright.sync_api import expect
 from servers import free_port, running_server
@@ -125,6 +126,10 @@ PAPERS = """
 """
 
 
+ACCESSIBLE = tuple(tag for tag in TAGS if tag != "best-practice")
+"""A tick of the table has its name as a title, which it shows as well."""
+
+
 def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> None:
     context = browser.new_context(viewport={"width": 1400, "height": 2200})
     page = context.new_page()
@@ -172,6 +177,10 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
         frame = page.frame_locator("iframe.workbench-netron")
         node = frame.locator('[id="node-name-stage0.block0.conv"]')
         node.wait_for(timeout=30000)
+        walk = AxeWalk(page)
+        outputs = page.locator(".jp-OutputArea:has(.widget-box)")
+        for i in range(outputs.count()):
+            walk.check(f"output {i}", ACCESSIBLE, outputs.nth(i))
         # Charts and graph are dark when the notebook is.
         page.evaluate(
             "() => { jupyterapp.commands.execute('apputils:change-theme', "
@@ -180,6 +189,9 @@ def test_widgets_follow_each_other(lab: str, browser: Any, tmp_path: Path) -> No
         page.wait_for_function(PAPERS, arg=rgb(PAPER[True]), timeout=30000)
         expect(bars.nth(0)).to_have_css("fill", rgb(DARK.quantised))
         expect(frame.locator("html")).to_have_css("color-scheme", "dark")
+        for i in range(outputs.count()):
+            walk.check(f"output {i}, dark", ("color-contrast",), outputs.nth(i))
+        assert not walk.faults, str(walk)
     except Exception:
         page.screenshot(path=str(tmp_path / "lab.png"))
         raise

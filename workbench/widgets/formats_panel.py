@@ -46,13 +46,17 @@ class FormatsPanel(SessionView):
         self._by_format = ways_by_format()
         self._proposed = False
         self.measure = button(_("Measure formats"), self._measure)
-        self.format = w.Dropdown(options=list(self._by_format), value="int8/int8")
+        self.format = w.Dropdown(
+            options=list(self._by_format), value="int8/int8", tooltip=_("inputs/weights")
+        )
         self.format.layout.width = "150px"
-        self.algorithm = w.Dropdown()
+        self.algorithm = w.Dropdown(tooltip=_("algorithm"))
         self.algorithm.layout.width = "130px"
         self.apply = button(_("Use"), self._apply, tip=_("For the marked layers, or all it takes"))
         self.float_type = w.Dropdown(
-            options=[(_(title), kind) for title, kind in FLOAT_TYPES], value="keep"
+            options=[(_(title), kind) for title, kind in FLOAT_TYPES],
+            value="keep",
+            tooltip=_("float type"),
         )
         self.float_type.layout.width = "180px"
         self.start = button(_("Quantise and measure"), self._start, style="primary")

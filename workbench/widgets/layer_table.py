@@ -111,25 +111,34 @@ class LayerTable(SessionView):
             description=_("filter"),
             continuous_update=True,
         )
-        self.type = w.Dropdown(options=[(_("any type"), "")], layout=w.Layout(width="150px"))
+        self.type = w.Dropdown(
+            options=[(_("any type"), "")], tooltip=_("type"), layout=w.Layout(width="150px")
+        )
         self.show = w.Dropdown(
-            options=[(_(title), title) for title in SHOW], layout=w.Layout(width="150px")
+            options=[(_(title), title) for title in SHOW],
+            tooltip=_("show"),
+            layout=w.Layout(width="150px"),
         )
         self.order = w.Dropdown(
-            options=[(_(order), order) for order in ORDERS], layout=w.Layout(width="150px")
+            options=[(_(order), order) for order in ORDERS],
+            tooltip=_("order"),
+            layout=w.Layout(width="150px"),
         )
         for control in (self.filter, self.type, self.show, self.order):
             control.observe(lambda _: self._restart(), "value")
         self._filters = bar(self.filter, self.type, self.show, self.order)
         self.quantise = button(_("Quantise shown"), lambda: self._set_shown(True))
         self.skip = button(_("Skip shown"), lambda: self._set_shown(False))
-        self.worst = w.BoundedIntText(value=3, min=1, max=100000, layout=w.Layout(width="70px"))
+        self.worst = w.BoundedIntText(value=3, min=1, max=100000, description=_("how many"))
+        self.worst.layout.width = "140px"
+        self.worst.style.description_width = "initial"
         self.skip_worst = button(_("Skip the worst"), self._skip_worst)
         self.setting = w.Dropdown(
             options=[(_(text), column) for column, text in SETTINGS.items()],
+            tooltip=_("setting"),
             layout=w.Layout(width="140px"),
         )
-        self.value = w.Dropdown(layout=w.Layout(width="90px"))
+        self.value = w.Dropdown(tooltip=_("value"), layout=w.Layout(width="90px"))
         self.set = button(
             _("Set for shown"), self._set_option, tip=_("Set it for all layers shown")
         )

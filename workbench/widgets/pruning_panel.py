@@ -61,7 +61,7 @@ class PruningPanel(SessionView):
             value="search",
         )  # fmt: skip
         self.by.style.button_width = "auto"
-        self.plan = w.SelectionSlider(options=[("1.00×", 0)], value=0)
+        self.plan = w.SelectionSlider(options=[("1.00×", 0)], value=0, tooltip=_("Plan"))
         self.plan.layout.width = "420px"
         self.use = button(_("Use plan"), lambda: self.act(self._use))
         self.prune = button(_("Prune"), lambda: self.act(self._prune), style="primary")

@@ -40,7 +40,7 @@ class SearchMonitor(SessionView):
             value=max_loss, min=0.0, max=1e9, step=0.001, description=_("max loss")
         )
         self.max_loss.layout.width = "180px"
-        self.strategy = w.Dropdown(options=STRATEGIES, value=STRATEGIES[0])
+        self.strategy = w.Dropdown(options=STRATEGIES, value=STRATEGIES[0], tooltip=_("strategy"))
         self.strategy.layout.width = "170px"
         self.start = button(_("Start"), self._start, style="primary")
         self.pause = button(

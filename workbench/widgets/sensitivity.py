@@ -42,10 +42,12 @@ class SensitivityChart(SessionView):
         self.quantity = w.Dropdown(
             options=[(_(spec.title), key) for key, spec in QUANTITIES.items()],
             value=quantity,
+            tooltip=_("chart shows"),
             layout=w.Layout(width="230px"),
         )
         self.order = w.Dropdown(
             options=[(_("execution order"), "execution"), (_("worst first"), "sorted")],
+            tooltip=_("order"),
             layout=w.Layout(width="150px"),
         )
         self.threshold = w.BoundedFloatText(

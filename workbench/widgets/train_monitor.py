@@ -45,7 +45,9 @@ class TrainMonitor(SessionView):
         self.session = session
         self._dark = dark
         self.method = w.Dropdown(
-            options=[(method_title(method), method) for method in METHODS], value=METHODS[0]
+            options=[(method_title(method), method) for method in METHODS],
+            value=METHODS[0],
+            tooltip=_("method"),
         )
         self.method.layout.width = "130px"
         self.epochs = w.BoundedIntText(value=epochs, min=1, max=100_000, description=_("epochs"))
