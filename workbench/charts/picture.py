@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from PIL import Image
 
 from workbench.charts.drawn import listed
 from workbench.charts.picture_axes import Axis
-from workbench.charts.picture_canvas import Canvas, dashed, plain, png, safe, scale_colours
+from workbench.charts.picture_canvas import Canvas, dashed, plain, safe, scale_colours
 from workbench.charts.theme import FONT, MARGIN, PAPER, palette, template
 
 MOST_POINTS = 1500
@@ -138,7 +140,7 @@ class _Picture(Canvas):
             self._note(note)
         self._legend()
         title = f"<title>{html.escape(label)}</title>" if label else ""
-        ground = self.layout.get("paper_bgcolor") or "none"
+        ground = safe(self.layout.get("paper_bgcolor") or "none")
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" '
             f'width="{self.width}" style="max-width:100%;height:auto;background:{ground}" '
@@ -271,7 +273,9 @@ class _Picture(Canvas):
         a, b = x.at(left - 0.5), x.at(right + 0.5)
         c, d = y.at(first - 0.5), y.at(last + 0.5)
         image = pixels if c < d else pixels[::-1]
-        data = base64.b64encode(png(image)).decode()
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
         self.parts.append(
             f'<image x="{min(a, b):.1f}" y="{min(c, d):.1f}" width="{abs(b - a):.1f}" '
             f'height="{abs(d - c):.1f}" preserveAspectRatio="none" '

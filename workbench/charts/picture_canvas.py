@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import struct
-import zlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -108,19 +106,3 @@ def _rgb(colour: str, ground: str) -> list[float]:
     behind = _rgb(ground, ground)
     mixed = zip((red, green, blue), behind, strict=True)
     return [alpha * front + (1 - alpha) * back for front, back in mixed]
-
-
-def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    """An image of rows × columns × RGBA."""
-    height, width = pixels.shape[:2]
-    rows = b"".join(b"\x00" + row.tobytes() for row in np.ascontiguousarray(pixels))
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        body = name + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
-    packed = zlib.compress(rows, 9)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
-    )
