@@ -37,9 +37,9 @@ def sentence(text: str) -> str:
 
 def error_text(error: WorkbenchError, *, where: bool = True) -> str:
     """``str(error)`` in the reader's language: where, unless left out, what, what to do next."""
-    text = f"{error.where}: {said(error.message)}" if error.where else said(error.message)
-    if not where:
-        text = sentence(error.message)
+    text = said(error.message) if where else sentence(error.message)
+    if where and error.where:
+        text = f"{error.where}: {text}"
     return text + _stop(text[-1:]) + said(error.hint) if error.hint else text
 
 
